@@ -1,0 +1,1 @@
+"""Prefect decorators and deployments only; every stage they call is a plain function of ``pipeline``."""

@@ -1,0 +1,1 @@
+"""AQ-Net and its baselines. Sees arrays and tensors, never xarray, never Prefect."""

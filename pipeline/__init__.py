@@ -1,0 +1,1 @@
+"""Observations to product: sources, quality control, grid, analysis, cube. No Prefect in here."""

@@ -1,0 +1,68 @@
+# aqnet-reanalysis: `make run` is all a new machine needs (Python 3.11, make, git).
+.DEFAULT_GOAL := help
+.PHONY: help run test lint tools bench train evaluate clean
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
+ARGS ?=
+
+help: ## show the targets
+	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' Makefile
+
+run: $(VENV)/.installed ## simulate a week, run the pipeline over it, score it against the truth (ARGS="..." for aqnet run)
+	@$(BIN)/aqnet run $(ARGS)
+
+test: tools lint ## lint and run every test
+	@$(BIN)/python -m pytest -q
+
+lint: $(VENV)/.installed-dev ## ruff, mypy, import-linter
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo
+
+bench: $(VENV)/.installed-dev ## measure the speed of the parts
+	@$(BIN)/python -m benchmarks $(ARGS)
+
+train: $(VENV)/.installed ## train AQ-Net (ARGS="..." for aqnet train)
+	@$(BIN)/aqnet train $(ARGS)
+
+evaluate: $(VENV)/.installed ## score the shipped weights (ARGS="..." for aqnet evaluate)
+	@$(BIN)/aqnet evaluate $(ARGS)
+
+clean: ## remove everything that make made, the products in out/ excepted
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Python 3.11 under whichever name it has here.
+$(VENV)/bin/python:
+	@for python in python3.11 python3 python; do \
+	    "$$python" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null || continue; \
+	    echo "Making $(VENV) with $$("$$python" --version)"; \
+	    "$$python" -m venv $(VENV) && exit 0; \
+	    rm -rf $(VENV); \
+	    echo "make: '$$python -m venv' failed (Debian: apt-get install python3-venv)" >&2; exit 1; \
+	done; \
+	echo "make: Python 3.11 is needed; none of python3.11, python3, python is it" >&2; exit 1
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "Installing aqnet-reanalysis into $(VENV) (once; some minutes)"
+	@$(PIP) -e .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	@echo "Installing the development tools into $(VENV) (once)"
+	@$(PIP) -e '.[dev]'
+	@touch $@
+
+# Tests open the products with the tools users have. Without those tools they skip, and say so.
+tools:
+	@for tool in ncdump cdo ncks gdalinfo; do command -v $$tool >/dev/null || missing="$$missing $$tool"; done; \
+	if [ -z "$$missing" ]; then exit 0; fi; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
+	    && apt-get update -qq >/dev/null 2>&1 \
+	    && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+	        netcdf-bin cdo nco gdal-bin >/dev/null 2>&1; \
+	then echo "Installed netcdf-bin, cdo, nco and gdal-bin"; \
+	else echo "SKIPPED installing$$missing (not root, no apt-get, or no package source): tests that use them skip"; fi

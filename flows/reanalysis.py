@@ -1,0 +1,77 @@
+"""The main job as a Prefect flow: one task a stage, retries for passing trouble only, and a report as an artifact."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import xarray as xr
+from prefect import flow, runtime, task
+from prefect.artifacts import create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State, TaskRun
+
+from pipeline import report, stages
+from pipeline.config import Month, RunConfig
+from pipeline.errors import AqnetError
+
+#: Seconds before each further attempt.
+BACKOFF = [2.0, 10.0, 60.0]
+
+
+def passing(_task: Any, _task_run: TaskRun, state: State) -> bool:
+    """Whether a failure may pass by itself: an OSError (disk, network); never an error of the user's or of ours."""
+    error = state.result(raise_on_failure=False)
+    return isinstance(error, OSError) and not isinstance(error, AqnetError)
+
+
+# Stages hand their data over in memory: it is large, and a repeated run must do its work.
+stage = task(retries=len(BACKOFF), retry_delay_seconds=BACKOFF, retry_condition_fn=passing, cache_policy=NO_CACHE)
+
+
+@stage(task_run_name="ingest")
+def ingest(run: stages.Run, month: Month) -> xr.Dataset:
+    """Read and harmonise one month; see `pipeline.stages`."""
+    return stages.ingest(run, month)
+
+
+@stage(task_run_name="quality control")
+def quality_control(run: stages.Run, cube: xr.Dataset, month: Month) -> xr.Dataset:
+    """Flag one month; see `pipeline.stages`."""
+    return stages.quality_control(run, cube, month)
+
+
+@stage
+def analyse(run: stages.Run, cube: xr.Dataset, month: Month) -> None:
+    """Estimate and write one month; see `pipeline.stages`."""
+    stages.analyse_month(run, cube, month)
+
+
+@stage
+def validate(run: stages.Run) -> None:
+    """Check the candidate; see `pipeline.stages`."""
+    stages.validate(run)
+
+
+@stage
+def publish(run: stages.Run) -> None:
+    """Publish the candidate and cut the downloads; see `pipeline.stages`."""
+    stages.publish(run)
+
+
+@flow(name="reanalysis")
+def reanalysis(config: RunConfig) -> stages.Run:
+    """Make the hours of a configuration and publish them.
+
+    Raises
+    ------
+    AqnetError
+        What is wrong with configuration, input or product; then nothing was published.
+    """
+    with stages.begin(config, str(runtime.flow_run.id)) as run:
+        for month in config.months():
+            flagged = quality_control(run, ingest(run, month), month)
+            analyse(run, flagged, month)
+        validate(run)
+        publish(run)
+    create_markdown_artifact(report.markdown(run), key="reanalysis-report", description="What the run took and made")
+    return run

@@ -1,0 +1,287 @@
+"""The command ``aqnet``: reads options, sets up logging, reports. What it does is done elsewhere.
+
+Imports that take time lie inside the commands, so that ``aqnet --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pipeline.errors import AqnetError, ConfigError
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+    from pipeline.config import RunConfig
+
+logger = logging.getLogger("aqnet")
+
+EXIT_ERROR, EXIT_BUG, EXIT_INTERRUPTED = 1, 70, 130
+
+PATH = click.Path(path_type=Path)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command and exit with its code: 0, 1 (an error the user can mend), 2 (usage), 70 (a bug), 130 (Ctrl-C)."""
+    sys.exit(run_command(sys.argv[1:] if argv is None else argv))
+
+
+def run_command(argv: Sequence[str]) -> int:
+    """Run the command and return its exit code; errors are one line on stderr."""
+    debug = False
+    try:
+        with aqnet.make_context("aqnet", list(argv)) as context:
+            debug = context.params["debug"]
+            aqnet.invoke(context)
+    except click.exceptions.Exit as finished:
+        return finished.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except AqnetError as error:
+        click.echo(f"aqnet: error: {error}", err=True)
+        return EXIT_ERROR
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("aqnet: interrupted; nothing was published", err=True)
+        return EXIT_INTERRUPTED
+    except Exception as error:
+        return _report_bug(error, debug)
+    return 0
+
+
+def _report_bug(error: Exception, debug: bool) -> int:
+    if debug:
+        traceback.print_exception(error)
+    hint = "" if debug else "; `aqnet --debug COMMAND ...` shows the traceback"
+    message = " ".join(str(error).split())
+    click.echo(f"aqnet: this is a bug: {type(error).__name__}: {message}{hint}", err=True)
+    return EXIT_BUG
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(version("aqnet-reanalysis"), prog_name="aqnet")
+@click.option("--debug", is_flag=True, help="Log more, and show the traceback of a bug.")
+@click.pass_context
+def aqnet(context: click.Context, debug: bool) -> None:
+    """Hourly gridded PM2.5 reanalysis from station observations.
+
+    `aqnet run` without anything else simulates a week, runs the whole pipeline over it and scores the result.
+    """
+    context.with_resource(_logging(debug))
+
+
+# ---- commands ----
+
+
+@aqnet.command()
+@click.argument("config_toml", metavar="[CONFIG.toml]", required=False, type=PATH)
+@click.option("--source", help="Network of the input: cnemc, table ...")
+@click.option("--input", type=PATH, help="File or folder of observations.")
+@click.option("--stations", type=PATH, help="Station list (CSV: code, lon, lat).")
+@click.option("--start", help="First hour, UTC: 2019-01-31 or 2019-01-31T06:00.")
+@click.option("--end", help="Hour after the last, UTC.")
+@click.option("--bbox", nargs=4, type=float, metavar="W S E N", help="Centres of the outermost cells, degrees.")
+@click.option("--resolution", type=float, help="Cell size in units of the CRS (0.1 degrees).")
+@click.option("--crs", help="Coordinate reference system of the grid (EPSG:4326).")
+@click.option("--out", type=PATH, help="Folder for the products (out).")
+@click.option("--domain", help="Name of the domain in file names.")
+@click.option("--truncated", type=click.Choice(["error", "keep"]), help="What to do with an input file cut short.")
+@click.option("--weights", type=PATH, help="Checkpoint of the network (the shipped one).")
+@click.option("--seed", type=int, help="Seed of every random draw.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def run(config_toml: Path | None, as_json: bool, **options: Any) -> None:
+    """Make hourly PM2.5 on a grid: ingest, quality control, analyse, validate, publish.
+
+    Options override the environment (AQNET_SOURCE ...), which overrides CONFIG.toml. Without CONFIG.toml and --input
+    a SIMULATED week is made and used, and the result is scored against the simulated truth.
+    """
+    from pipeline import config, example
+
+    if example.wanted(config_toml, options):
+        result = example.run(options["out"] or Path("out"), _run_flow)
+    else:
+        result = _run_flow(config.from_sources(config_toml, options))
+    click.echo(json.dumps(result.as_dict(), indent=2) if as_json else result.as_text())
+
+
+@aqnet.command()
+@click.option("--input", "input_path", type=PATH, required=True, help="StationTable, CSV or Parquet.")
+@click.option("--points", type=PATH, required=True, help="Places (CSV: station, lon, lat).")
+@click.option("--start", required=True, help="First hour, UTC.")
+@click.option("--end", required=True, help="Hour after the last, UTC.")
+@click.option("--output", type=PATH, required=True, help="File to write: .csv, .parquet or .nc.")
+@click.option("--weights", type=PATH, help="Checkpoint of the network (the shipped one).")
+def estimate(input_path: Path, points: Path, start: str, end: str, output: Path, weights: Path | None) -> None:
+    """Estimate hourly PM2.5 with its uncertainty at places anywhere on Earth."""
+    from pipeline import analyse
+
+    first, last = _hours(start, end)
+    analyse.estimate(input_path, points, first, last, output, weights)
+    click.echo(str(output))
+
+
+@aqnet.command()
+@click.option("--input", "input_path", type=PATH, required=True, help="Files of the CNEMC archive.")
+@click.option("--stations", type=PATH, required=True, help="Station list (CSV: code, lon, lat).")
+@click.option("--splits", type=PATH, required=True, help="The public split (JSON).")
+@click.option("--out", type=PATH, required=True, help="Folder for the weights.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of every random draw.")
+def train(input_path: Path, stations: Path, splits: Path, out: Path, seed: int) -> None:
+    """Train AQ-Net on the training hours and visible stations of a split."""
+    from pipeline import train as training
+
+    _exist(input_path, stations, splits)
+    training.train(input_path, stations, splits, out, seed)
+
+
+@aqnet.command()
+@click.option("--input", "input_path", type=PATH, required=True, help="Files of the CNEMC archive.")
+@click.option("--stations", type=PATH, required=True, help="Station list (CSV: code, lon, lat).")
+@click.option("--splits", type=PATH, required=True, help="The public split (JSON).")
+@click.option("--out", type=PATH, required=True, help="Folder for evaluation.json and evaluation.md.")
+@click.option("--weights", type=PATH, multiple=True, help="Weights to score; once for each seed.")
+@click.option("--stride", type=click.IntRange(min=1), default=6, show_default=True, help="Score every so many hours.")
+def evaluate(
+    input_path: Path, stations: Path, splits: Path, out: Path, weights: tuple[Path, ...], stride: int
+) -> None:
+    """Score AQ-Net and the baselines at hidden stations of the public split."""
+    from pipeline import evaluate as evaluation
+
+    _exist(input_path, stations, splits, *weights)
+    result = evaluation.evaluate(input_path, stations, splits, out, list(weights) or None, stride)
+    click.echo(result.to_markdown())
+
+
+@aqnet.command()
+@click.option("--out", type=PATH, required=True, help="Folder to write.")
+@click.option("--seed", type=int, default=1, show_default=True, help="Seed of every random draw.")
+@click.option("--start", default="2019-12-01", show_default=True, help="First hour of the truth, UTC.")
+@click.option("--days", type=int, default=8, show_default=True, help="Length of the truth.")
+@click.option("--bbox", nargs=4, type=float, default=(105, 32, 125, 45), show_default=True, metavar="W S E N")
+@click.option("--n-stations", type=int, default=590, show_default=True, help="Stations of the network.")
+def simulate(
+    out: Path, seed: int, start: str, days: int, bbox: tuple[float, float, float, float], n_stations: int
+) -> None:
+    """Write a SIMULATED network's archive and the true field behind it."""
+    from pipeline import config, simulate as simulation
+
+    config.check_writable(out)
+    done = simulation.simulate(out, seed, _hour(start, "--start"), days, bbox, n_stations)
+    click.echo(f"SIMULATED data: {done.archive}, {done.stations}, {done.truth}")
+
+
+@aqnet.command("export")
+@click.option("--cube", type=PATH, required=True, help="The cube that `aqnet run` published (OUT/cube.icechunk).")
+@click.option("--format", "kind", type=click.Choice(["netcdf", "zarr"]), required=True)
+@click.option("--out", type=PATH, required=True, help="Folder for NetCDF files; path of the Zarr folder.")
+@click.option("--bbox", nargs=4, type=float, metavar="W S E N", help="Cells with centres in it, degrees.")
+@click.option("--start", help="First hour, UTC.")
+@click.option("--end", help="Hour after the last, UTC.")
+@click.option("--revision", help="Published revision such as r3 (the newest).")
+@click.option("--domain", default="region", show_default=True, help="Name of the domain in NetCDF file names.")
+def export_command(kind: str, cube: Path, out: Path, domain: str, revision: str | None, **options: Any) -> None:
+    """Cut a download out of the published cube."""
+    from pipeline import export, write
+
+    for name in ("start", "end"):
+        if options[name] is not None:
+            options[name] = _hour(options[name], f"--{name}")
+    opened = write.open_cube(cube, revision)
+    if kind == "zarr":
+        click.echo(str(export.export_zarr(opened, out, **options)))
+    else:
+        files = export.export_netcdf(opened, out, domain, "interim", version("aqnet-reanalysis"), **options)
+        click.echo("\n".join(map(str, files)))
+
+
+# ---- shared by the commands ----
+
+
+def _run_flow(config: RunConfig) -> Any:
+    """Run the flow; Prefect reads its environment when it is imported, so that comes first."""
+    from flows import environment
+
+    environment.prepare_command_line()
+    from flows.reanalysis import reanalysis
+
+    return reanalysis(config)
+
+
+def _hour(text: str, option: str) -> Any:
+    from pipeline.config import naive, utc_hour
+
+    try:
+        return naive(utc_hour(text))
+    except ValueError as error:
+        raise ConfigError(f"{option}: {error}") from None
+
+
+def _hours(start: str, end: str) -> tuple[Any, Any]:
+    first, last = _hour(start, "--start"), _hour(end, "--end")
+    if last <= first:
+        raise ConfigError(f"--end: expected an hour after --start ({first}); found {last}")
+    return first, last
+
+
+def _exist(*paths: Path) -> None:
+    for path in paths:
+        if not path.exists():
+            raise ConfigError(f"expected a file or folder that exists; found nothing at {path}")
+
+
+# ---- logging ----
+
+
+@contextmanager
+def _logging(debug: bool) -> Iterator[None]:
+    """Send the log to stderr: with a progress bar on a terminal, as plain lines elsewhere. Put all back at the end."""
+    handler = _Bar() if sys.stderr.isatty() else logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S"))
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG if debug else logging.INFO)
+    logging.captureWarnings(True)  # a library's warning is no news for the user
+    try:
+        yield
+    finally:
+        logging.captureWarnings(False)
+        logger.removeHandler(handler)
+        logger.setLevel(before)
+        handler.close()
+
+
+class _Bar(logging.Handler):
+    """Shows records that carry ``done`` and ``total`` as one progress bar, and the others as lines above it."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        super().__init__()
+        columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+        self.progress: Progress = Progress(*columns, console=Console(stderr=True), transient=True)
+        self.task: TaskID | None = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        total = getattr(record, "total", None)
+        if total is None:
+            self.progress.console.print(self.format(record), highlight=False, markup=False)
+            return
+        if self.task is None:
+            self.progress.start()
+            self.task = self.progress.add_task("", total=total)
+        self.progress.update(self.task, completed=record.done, total=total, description=record.getMessage())
+
+    def close(self) -> None:
+        self.progress.stop()
+        super().close()

@@ -1,0 +1,403 @@
+"""The public evaluation: every method on the same hours and hidden stations of the CNEMC record, one table.
+
+Nothing but `withhold` divides observations into what methods see and what they are judged by: the values of hidden
+stations never reach a method. `withheld` does the same with a run's own stations.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shlex
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from numpy.typing import NDArray
+
+from model import baseline
+from model.geometry import TERRAIN_FACTOR
+from model.windows import LEVELS, POLLUTANTS, Estimate, Observations, Points
+from pipeline import provenance, score, sources
+from pipeline.errors import InputError
+from pipeline.harmonise import to_cube
+
+log = logging.getLogger("aqnet")
+
+Estimator = Callable[[Observations, Points], Estimate]
+
+#: Hours of record before the first scored hour that AQ-Net reads.
+LEAD_HOURS = 72
+
+#: Start (UTC) of hour 0 of splits.json: the file label 2019-01-01 hour 0 in Beijing time is the hour's end.
+ORIGIN = np.datetime64("2018-12-31T15", "h")
+
+#: Highest valid PM2.5 of the protocol, ug m-3; valid values are above 0.
+HIGHEST_VALID = 1000.0
+
+#: What AQ-Net is set against by the bootstrap.
+REFERENCES = ("idw_k8_p1", "log_kriging", "log_kriging_terrain")
+
+AQNET = "aqnet "
+
+
+@dataclass(frozen=True)
+class Withheld:
+    """Observations of visible stations, and the places and PM2.5 (T, Q) of the hidden ones."""
+
+    visible: Observations
+    points: Points
+    truth: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The public split, see splits.json: station codes a group, hours as indices from `ORIGIN`."""
+
+    visible: list[str]
+    hidden: dict[str, list[str]]
+    bbox: tuple[float, float, float, float]
+    train_end: int
+    test_start: int
+    hours: int
+
+    @classmethod
+    def read(cls, path: Path) -> Splits:
+        """Read splits.json.
+
+        Raises
+        ------
+        InputError
+            When a key is missing.
+        """
+        try:
+            found = json.loads(path.read_text())
+            hidden = {name: found[name] for name in ("hidden_random", "hidden_city")}
+            west, south, east, north = found["bbox_WSEN"]
+            bounds = (found["train_end_hour_index"], found["test_start_hour_index"], found["hours"])
+            return cls(found["visible"], hidden, (west, south, east, north), *bounds)
+        except (KeyError, json.JSONDecodeError) as problem:
+            raise InputError(f"{path}: not the public split; missing or unreadable: {problem}") from problem
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores and how they came about.
+
+    Attributes
+    ----------
+    tables : group -> methods x metrics, see `pipeline.score.scores`.
+    seeds : group -> median, min and max over the AQ-Net weights x metrics; empty without weights.
+    differences : AQ-Net (the median weights) minus a reference: group, reference, statistic, difference, low, high.
+    about : date, commit, command, protocol, variograms, digests.
+    """
+
+    tables: dict[str, pd.DataFrame]
+    seeds: dict[str, pd.DataFrame]
+    differences: pd.DataFrame
+    about: dict[str, Any]
+
+    def to_json(self) -> str:
+        """All of it as JSON; NaN becomes null."""
+        found = {
+            "about": self.about,
+            "tables": {group: _records(rows) for group, rows in self.tables.items()},
+            "seeds": {group: _records(rows) for group, rows in self.seeds.items()},
+            "differences": _records(self.differences),
+        }
+        return json.dumps(found, indent=1, allow_nan=False) + "\n"
+
+    def to_markdown(self) -> str:
+        """The tables with a heading each, ready for the documentation."""
+        about = [f"- {key}: {value}" for key, value in self.about.items() if isinstance(value, str | int)]
+        parts = ["# Evaluation", "\n".join(about)]
+        for group, rows in self.tables.items():
+            parts += [f"## {group}", score.markdown(rows)]
+            if group in self.seeds:
+                count = len(_networks_of(rows))
+                parts += [f"AQ-Net over {count} weights:", score.markdown(self.seeds[group])]
+        if len(self.differences):
+            parts += ["## AQ-Net minus baselines, 95 % day-block bootstrap", score.markdown(self.differences)]
+        return "\n\n".join(parts)
+
+
+# ---- the public evaluation ----
+
+
+def evaluate(
+    source_path: Path,
+    stations: Path,
+    splits: Path,
+    out_dir: Path,
+    weights: Sequence[Path] | None = None,
+    stride: int = 6,
+    methods: Mapping[str, Estimator] | None = None,
+) -> Evaluation:
+    """Score every method and AQ-Net on the test hours of the public split; write ``evaluation.json`` and ``.md``.
+
+    Parameters
+    ----------
+    source_path, stations : CNEMC files and station list, as `pipeline.sources.read` takes them.
+    splits : splits.json.
+    out_dir : folder for the two files; each is written whole or not at all.
+    weights : AQ-Net weights, one file a seed.
+    stride : every so many test hours are scored.
+    methods : baselines; None takes all, kriging with a variogram of the visible stations' training hours.
+    """
+    split = Splits.read(splits)
+    record, codes = read_record(source_path, stations, split)
+    visible = np.flatnonzero(np.isin(codes, split.visible))
+    hidden = {group: np.flatnonzero(np.isin(codes, members)) for group, members in split.hidden.items()}
+    parts = withhold(record, visible, np.concatenate(list(hidden.values())))
+    baselines = fitted(take(parts.visible, slice(0, split.train_end))) if methods is None else dict(methods)
+    scored = np.arange(split.test_start, split.hours, stride)
+    predictions = predict(parts, scored, baselines, _networks(weights) if weights else {})
+    about = _about(baselines, len(scored), stride) | _digests(source_path, [stations, splits, *(weights or [])], split)
+    result = _assess(predictions, parts, scored, {group: len(members) for group, members in hidden.items()}, about)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    _write(out_dir / "evaluation.json", result.to_json())
+    _write(out_dir / "evaluation.md", result.to_markdown())
+    return result
+
+
+def read_record(source_path: Path, stations: Path, split: Splits) -> tuple[Observations, NDArray[np.str_]]:
+    """Read the stations of the split over its hours; PM2.5 outside (0, `HIGHEST_VALID`] is missing.
+
+    Returns
+    -------
+    record : hours x stations, and the station codes (S,).
+
+    Raises
+    ------
+    InputError
+        When a station of the split is not in the data.
+    """
+    end = ORIGIN + np.timedelta64(split.hours, "h")
+    wanted = {f"cnemc:{code}" for code in sum(split.hidden.values(), split.visible)}
+    tables = sources.read("cnemc", source_path, stations, ORIGIN, end, split.bbox, truncated="keep")
+    cube = to_cube((rows[rows["station"].isin(wanted)] for rows in tables), ORIGIN, end)
+    absent = sorted(wanted - set(cube["station"].values))
+    if absent:
+        raise InputError(f"{source_path}: expected all stations of the split; {len(absent)} absent, first {absent[0]}")
+    return _record(cube), np.array([name.removeprefix("cnemc:") for name in cube["station"].values])
+
+
+def _record(cube: xr.Dataset) -> Observations:
+    values = np.stack([cube[name].values for name in POLLUTANTS])
+    pm2p5 = values[POLLUTANTS.index("pm2p5")]
+    pm2p5[~((pm2p5 > 0) & (pm2p5 <= HIGHEST_VALID))] = np.nan
+    hours = cube["time"].values.astype("datetime64[h]").astype(np.int64)
+    return Observations(hours, values, cube["lon"].values, cube["lat"].values, cube["elevation"].values)
+
+
+def fitted(training: Observations) -> dict[str, Estimator]:
+    """Return all baselines, kriging with the variogram of these observations."""
+    plain, terrain = (baseline.fit_variogram(training, factor) for factor in (0.0, TERRAIN_FACTOR))
+    return baseline.METHODS | {
+        "log_kriging": partial(baseline.log_kriging, variogram=plain),
+        "log_kriging_terrain": partial(baseline.log_kriging, variogram=terrain),
+    }
+
+
+def _networks(weights: Sequence[Path]) -> dict[str, Estimator]:
+    """AQ-Net of each weights file, by a name that starts with `AQNET`."""
+    from model import infer
+
+    return {f"{AQNET}{Path(path).stem}": infer.estimator(path) for path in weights}
+
+
+# ---- what methods see ----
+
+
+def withhold(record: Observations, visible: NDArray[np.int64], hidden: NDArray[np.int64]) -> Withheld:
+    """Divide a record by station index into what methods see, and the places and values they are judged by."""
+    seen = Observations(
+        record.hours, record.values[:, :, visible], record.lon[visible], record.lat[visible], record.elevation[visible]
+    )
+    points = Points(record.lon[hidden], record.lat[hidden], record.elevation[hidden])
+    return Withheld(seen, points, record.values[POLLUTANTS.index("pm2p5")][:, hidden].astype(np.float64))
+
+
+def take(observations: Observations, hours: slice | NDArray[np.int64]) -> Observations:
+    """Select hours by index."""
+    return replace(observations, hours=observations.hours[hours], values=observations.values[:, hours])
+
+
+def predict(
+    parts: Withheld,
+    scored: NDArray[np.int64],
+    hourly: Mapping[str, Estimator],
+    sequential: Mapping[str, Estimator],
+) -> dict[str, score.Prediction]:
+    """Estimate the scored hours at the hidden stations by every method.
+
+    Parameters
+    ----------
+    scored : ascending hour indices into the record.
+    hourly : methods that read each hour alone; they get the scored hours and no others.
+    sequential : methods that need a continuous record; they get all hours from `LEAD_HOURS` before the first scored
+        hour to the last.
+    """
+    first = max(int(scored[0]) - LEAD_HOURS, 0)
+    continuous = take(parts.visible, slice(first, int(scored[-1]) + 1))
+    strided = take(parts.visible, scored)
+    estimates = {name: _timed(name, method, strided, parts.points) for name, method in hourly.items()}
+    predictions = {name: _prediction(estimate) for name, estimate in estimates.items()}
+    for name, method in sequential.items():
+        predictions[name] = _prediction(_timed(name, method, continuous, parts.points), scored - first)
+    return predictions
+
+
+def _timed(name: str, method: Estimator, observations: Observations, points: Points) -> Estimate:
+    start = datetime.now(UTC)
+    estimate = method(observations, points)
+    seconds = (datetime.now(UTC) - start).total_seconds()
+    log.info("%s: %d hours at %d points in %.1f s", name, len(observations.hours), len(points.lon), seconds)
+    return estimate
+
+
+def _prediction(estimate: Estimate, hours: NDArray[np.int64] | slice = slice(None)) -> score.Prediction:
+    quantiles = None if estimate.quantiles is None else estimate.quantiles[:, hours]
+    return score.Prediction(estimate.mean[hours], quantiles, LEVELS)
+
+
+def withheld(
+    observations: Observations,
+    estimators: Mapping[str, Estimator],
+    lead: int = LEAD_HOURS,
+    share: float = 0.1,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Score methods, and kriging and inverse distance beside them, at stations withheld from a run's own.
+
+    Parameters
+    ----------
+    observations : a continuous record whose first `lead` hours are not scored.
+    estimators : name -> method.
+    share : of the stations with valid PM2.5; at least one is withheld and one kept.
+
+    Raises
+    ------
+    InputError
+        With fewer than two stations that have valid PM2.5.
+    """
+    pm2p5 = observations.values[POLLUTANTS.index("pm2p5")]
+    active = np.flatnonzero((~np.isnan(pm2p5[lead:])).any(axis=0))
+    if len(active) < 2:
+        raise InputError(f"withheld stations: expected two stations with valid PM2.5 or more; found {len(active)}")
+    count = min(max(round(share * len(active)), 1), len(active) - 1)
+    hidden = np.sort(np.random.default_rng(seed).choice(active, count, replace=False))
+    parts = withhold(observations, np.setdiff1d(np.arange(pm2p5.shape[1]), hidden), hidden)
+    scored = np.arange(lead, len(observations.hours))
+    references = {name: baseline.METHODS[name] for name in ("log_kriging", "idw_k8_p1")}
+    return score.table(predict(parts, scored, references, estimators), parts.truth[scored])
+
+
+# ---- the tables ----
+
+
+def _assess(
+    predictions: dict[str, score.Prediction],
+    parts: Withheld,
+    scored: NDArray[np.int64],
+    groups: dict[str, int],
+    about: dict[str, Any],
+) -> Evaluation:
+    """Score each group of hidden stations, which follow one another along the points."""
+    tables, seeds, differences, end = {}, {}, [], 0
+    truth, day = parts.truth[scored], parts.visible.hours[scored] // 24
+    for group, count in groups.items():
+        inside = np.zeros(truth.shape, dtype=bool)
+        inside[:, end : end + count] = True
+        end += count
+        tables[group] = score.table(predictions, np.where(inside, truth, np.nan))
+        networks = _networks_of(tables[group])
+        if len(networks):
+            seeds[group] = networks.agg(["median", "min", "max"]).rename_axis("aqnet")
+            pairs = inside & ~np.isnan(truth) & np.all([p.known() for p in predictions.values()], axis=0)
+            rows = _differences(predictions, truth, pairs, day, _middle(networks))
+            differences += [{"group": group} | row for row in rows]
+    return Evaluation(tables, seeds, pd.DataFrame(differences), about)
+
+
+def _networks_of(rows: pd.DataFrame) -> pd.DataFrame:
+    return rows[rows.index.str.startswith(AQNET)]
+
+
+def _middle(networks: pd.DataFrame) -> str:
+    """Name of the weights with the median CRPS (the lower one of two)."""
+    order = networks["crps"].sort_values().index
+    return str(order[(len(order) - 1) // 2])
+
+
+def _differences(
+    predictions: dict[str, score.Prediction],
+    truth: NDArray[np.float64],
+    pairs: NDArray[np.bool_],
+    day: NDArray[np.int64],
+    network: str,
+) -> list[dict[str, object]]:
+    """AQ-Net minus each reference: MAE of the medians, RMSE of the means."""
+    rows: list[dict[str, object]] = []
+    of_pair = np.broadcast_to(day[:, None], truth.shape)[pairs]
+    for reference in (name for name in REFERENCES if name in predictions):
+        a, b = predictions[network].take(pairs), predictions[reference].take(pairs)
+        y = truth[pairs]
+        median_a, median_b = a.quantile(score.MEDIAN) - y, b.quantile(score.MEDIAN) - y
+        found = {
+            "mae_median": score.day_block_bootstrap(median_a, median_b, of_pair, "mae"),
+            "rmse_mean": score.day_block_bootstrap(a.mean - y, b.mean - y, of_pair, "rmse"),
+        }
+        rows += [{"network": network, "minus": reference, "statistic": k} | asdict(d) for k, d in found.items()]
+    return rows
+
+
+# ---- how it came about ----
+
+
+def _about(methods: Mapping[str, Estimator], hours: int, stride: int) -> dict[str, Any]:
+    variograms = {
+        name: asdict(method.keywords["variogram"])
+        for name, method in methods.items()
+        if isinstance(method, partial) and "variogram" in method.keywords
+    }
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "code": provenance.code_version(),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "hours": hours,
+        "stride": stride,
+        "variograms": variograms,
+    }
+
+
+def _digests(source_path: Path, files: Sequence[Path], split: Splits) -> dict[str, Any]:
+    """SHA-256 of every file that was read; of the observations, one over the manifest of all of theirs."""
+    found = sources.input_digests("cnemc", source_path, ORIGIN, ORIGIN + np.timedelta64(split.hours, "h"))
+    observations = hashlib.sha256(provenance.manifest(found).encode()).hexdigest()
+    digests = {Path(path).name: provenance.digest_file(path) for path in files}
+    return {"observation_files": len(found), "digests": {"observations": observations} | digests}
+
+
+def _records(rows: pd.DataFrame) -> list[dict[str, Any]]:
+    named = rows.reset_index() if rows.index.name else rows
+    return [
+        {str(key): None if isinstance(value, float) and np.isnan(value) else value for key, value in row.items()}
+        for row in named.to_dict("records")
+    ]
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file whole, by a temporary file beside it and a rename."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text)
+    temporary.replace(path)

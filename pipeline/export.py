@@ -1,0 +1,265 @@
+"""Downloads cut from the published cube: monthly NetCDF-4 files, a plain Zarr folder and their checksums.
+
+Everything is written beside its place and renamed, so that a file is there whole or not at all; nothing in a file
+depends on when or where it was exported, so that the same hours make the same bytes. Time flows through in blocks of
+24 hours: memory does not grow with the period. One process writes (threads crash the HDF5 library).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from uuid import NAMESPACE_URL, uuid5
+
+import netCDF4
+import numpy as np
+import xarray as xr
+import zarr
+from numpy.typing import NDArray
+
+from pipeline.contract import FIELD_NAMES, FIELDS, STREAMS, FieldSpec
+from pipeline.errors import ProductError
+from pipeline.grid import extent
+from pipeline.provenance import digest_file
+from pipeline.write import BLOCK, CHUNK, FILL, TIME_ATTRS, field_attrs, lay, plain, time_coverage, to_hours
+
+log = logging.getLogger("aqnet")
+
+Bbox = tuple[float, float, float, float]
+
+#: Global attributes that a reader wants to see first; history comes last.
+_FIRST = ("Conventions", "title", "summary", "id", "product_version", "revision", "tracking_id", "keywords")
+
+_MISSING = netCDF4.default_fillvals["f4"]
+_NO_ID = f"urn:uuid:{uuid5(NAMESPACE_URL, '')}"
+
+
+def subset(
+    cube: xr.Dataset, stream: str | None = None, start: object = None, end: object = None, bbox: Bbox | None = None
+) -> xr.Dataset:
+    """Produced hours in [start, end) and the cells whose centres lie in a box, as a lazy view.
+
+    Parameters
+    ----------
+    cube : what `write.open_cube` returned.
+    stream : ``interim``, ``final`` or ``outlook``; any when None.
+    start, end : UTC; the cube's own when None.
+    bbox : (west, south, east, north), degrees; west > east crosses the dateline. On a projected grid the smallest
+        rectangle of rows and columns around those cells.
+
+    Raises
+    ------
+    ProductError
+        When no hour or no cell is left.
+    """
+    hours, produced = _hours(cube), cube["stream"].values
+    keep = produced != FILL["stream"] if stream is None else produced == STREAMS[stream]
+    if start is not None:
+        keep &= hours >= to_hours(start)
+    if end is not None:
+        keep &= hours < to_hours(end)
+    if not keep.any():
+        raise ProductError(f"export: the cube holds no {stream or 'produced'} hour in {start or '...'} to {end or '...'}")
+    cube = cube.isel(time=np.flatnonzero(keep))
+    return cube.isel(_window(cube, bbox)) if bbox else cube
+
+
+def _hours(cube: xr.Dataset) -> NDArray[np.int64]:
+    return cube["time"].values.astype("datetime64[h]").astype("int64")
+
+
+def _window(cube: xr.Dataset, bbox: Bbox) -> dict[str, slice]:
+    """Rows and columns around the cells with centres in ``bbox``."""
+    west, south, east, north = bbox
+    margin = 1e-6
+    inside = (cube["lat"] >= south - margin) & (cube["lat"] <= north + margin)
+    inside = inside & ((cube["lon"] - west + margin) % 360 <= (east - west) % 360 + 2 * margin)
+    if not inside.any():
+        raise ProductError(f"export: no cell of the cube lies in bbox {bbox}")
+    window = {}
+    for name in inside.dims:
+        (at,) = np.nonzero(inside.any([other for other in inside.dims if other != name]).values)
+        window[str(name)] = slice(int(at[0]), int(at[-1]) + 1)
+    return window
+
+
+def export_netcdf(
+    cube: xr.Dataset,
+    out_dir: str | Path,
+    domain: str,
+    stream: str,
+    version: str,
+    *,
+    start: object = None,
+    end: object = None,
+    bbox: Bbox | None = None,
+) -> list[Path]:
+    """Write one NetCDF-4 file a calendar month of the hours that ``stream`` produced.
+
+    Names are ``pm25_<domain>_aqnet_<stream>_v<version>_hourly_<first day>-<last day>.nc``. Deflate level 4 with
+    shuffle: CDO, NCO and GDAL read no other codec everywhere. See `subset` for the arguments it takes.
+
+    Returns
+    -------
+    The files, earliest first.
+    """
+    part = subset(cube, stream, start, end, bbox)
+    out_dir = Path(out_dir)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    months = part["time"].values.astype("datetime64[M]")
+    files = []
+    for month in np.unique(months):
+        piece = part.isel(time=np.flatnonzero(months == month))
+        first, last = (str(day).replace("-", "") for day in piece["time"].values[[0, -1]].astype("datetime64[D]"))
+        name = f"pm25_{domain}_aqnet_{stream}_v{version}_hourly_{first}-{last}.nc"
+        with _replacing(out_dir / name) as path:
+            _write_netcdf(piece, path, {"id": name.removesuffix(".nc"), "product_version": version})
+        files.append(out_dir / name)
+        log.info("wrote %s", out_dir / name)
+    return files
+
+
+@contextmanager
+def _replacing(target: Path) -> Iterator[Path]:
+    """A hidden path beside ``target`` that takes its place when the block ends well and goes when it does not."""
+    part = target.with_name(f".{target.name}.part")
+    _remove(part)
+    try:
+        yield part
+        if target.is_dir():
+            target.rename(old := target.with_name(f".{target.name}.old"))
+            part.rename(target)
+            _remove(old)
+        else:
+            os.replace(part, target)
+    finally:
+        _remove(part)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _attrs(cube: xr.Dataset, own: Mapping[str, str]) -> dict[str, object]:
+    """Global attributes of a download: the cube's, with the extent, period and identifier of this part of it."""
+    attrs = {**cube.attrs, **extent(cube), **time_coverage(_hours(cube)), "tracking_id": _NO_ID, **own}
+    order = {name: place for place, name in enumerate(_FIRST)} | {"history": len(attrs)}
+    return {name: attrs[name] for name in sorted(attrs, key=lambda name: order.get(name, len(_FIRST)))}
+
+
+def _blocks(cube: xr.Dataset) -> Iterator[tuple[slice, dict[str, NDArray[np.generic]]]]:
+    """Place along time and values of every field, 24 hours at a time."""
+    for first in range(0, cube.sizes["time"], BLOCK):
+        at = slice(first, min(first + BLOCK, cube.sizes["time"]))
+        yield at, {name: cube[name].isel(time=at).values for name in FIELD_NAMES}
+
+
+def _write_netcdf(cube: xr.Dataset, path: Path, own: Mapping[str, str]) -> None:
+    with netCDF4.Dataset(path, "w", format="NETCDF4") as file:
+        file.setncatts(_attrs(cube, own))
+        _lay_netcdf(file, cube)
+        file.tracking_id = _write_blocks(cube, file.variables, missing=_MISSING)
+
+
+def _write_blocks(cube: xr.Dataset, arrays: Mapping[str, Any] | zarr.Group, missing: float = np.nan) -> str:
+    """Stream every field, NaN as ``missing``; return a UUID of all values, times and places."""
+    digest = hashlib.sha256(_hours(cube).tobytes())
+    for name in ("lat", "lon"):
+        digest.update(cube[name].values.tobytes())
+    for at, values in _blocks(cube):
+        for name, array in values.items():
+            arrays[name][at] = np.where(np.isnan(array), missing, array) if array.dtype.kind == "f" else array
+            digest.update(np.ascontiguousarray(array).data)
+    return f"urn:uuid:{uuid5(NAMESPACE_URL, digest.hexdigest())}"
+
+
+def _lay_netcdf(file: netCDF4.Dataset, cube: xr.Dataset) -> None:
+    """Define dimensions and variables (time unlimited) and write the coordinates."""
+    spatial = ("y", "x") if "y" in cube.dims else ("lat", "lon")
+    static = cube.coords.to_dataset().drop_dims("time")
+    for name in ("time", *static.sizes, "bnds"):
+        if name not in file.dimensions:
+            file.createDimension(name, None if name == "time" else cube.sizes.get(name, 2))
+    hours = _hours(cube)
+    _define(file, "time", ("time",), "f8", TIME_ATTRS, chunks=(744,))[:] = hours
+    _define(file, "time_bnds", ("time", "bnds"), "f8", {}, chunks=(744, 2))[:] = np.stack([hours, hours + 1], axis=-1)
+    for name, variable in static.variables.items():
+        _define(file, str(name), variable.dims, variable.dtype, variable.attrs)[...] = variable.values
+    for spec in FIELDS:
+        _define_field(file, spec, spatial)
+
+
+def _define_field(file: netCDF4.Dataset, spec: FieldSpec, spatial: tuple[str, str]) -> None:
+    """A field, in chunks of a day by 64 x 64 cells: a fair price for maps and for series."""
+    chunks = (BLOCK, *(min(CHUNK, len(file.dimensions[name])) for name in spatial)) if spec.gridded else (744,)
+    fill = _MISSING if spec.dtype == "float32" else False
+    _define(file, spec.name, spec.dims(spatial), spec.dtype, field_attrs(spec, spatial), chunks, fill)
+
+
+def _define(
+    file: netCDF4.Dataset,
+    name: str,
+    dims: tuple[str, ...],
+    dtype: np.typing.DTypeLike,
+    attrs: Mapping[str, object],
+    chunks: tuple[int, ...] | None = None,
+    fill: object = False,
+) -> netCDF4.Variable:
+    """One variable; ``fill`` False leaves it without ``_FillValue``."""
+    packed = {"zlib": True, "complevel": 4, "shuffle": True} if len(dims) > 1 else {}
+    native = np.dtype(dtype).newbyteorder("=")
+    variable = file.createVariable(name, native, dims, chunksizes=chunks, fill_value=fill, **packed)
+    variable.setncatts(attrs)
+    return variable
+
+
+def export_zarr(
+    cube: xr.Dataset,
+    path: str | Path,
+    *,
+    start: object = None,
+    end: object = None,
+    bbox: Bbox | None = None,
+) -> Path:
+    """Write the produced hours as a plain Zarr v3 folder with consolidated metadata; see `subset` for the arguments.
+
+    The folder takes its place whole; one that was there is renamed away just before.
+    """
+    part, path = subset(cube, None, start, end, bbox), Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _replacing(path) as folder:
+        group = zarr.open_group(folder, mode="w")
+        lay(group, part.coords.to_dataset().drop_dims("time"), _hours(part))
+        group.attrs.update(plain(_attrs(part, {"id": path.stem})))
+        group.attrs["tracking_id"] = _write_blocks(part, group)
+        _consolidate(folder)
+    log.info("wrote %s", path)
+    return path
+
+
+def _consolidate(folder: Path) -> None:
+    """Put every array's metadata into the root's, where xarray looks for it first."""
+    arrays = {file.parent.name: json.loads(file.read_text()) for file in sorted(folder.glob("*/zarr.json"))}
+    root = json.loads((folder / "zarr.json").read_text())
+    root["consolidated_metadata"] = {"kind": "inline", "must_understand": False, "metadata": arrays}
+    (folder / "zarr.json").write_text(json.dumps(root, indent=2))
+
+
+def sha256sums(out_dir: str | Path) -> Path:
+    """Write ``SHA256SUMS`` of the files in a folder (not in folders below it), as ``sha256sum -c`` reads it."""
+    out_dir = Path(out_dir)
+    names = sorted(file.name for file in out_dir.iterdir() if file.is_file() and not file.name.startswith("."))
+    lines = [f"{digest_file(out_dir / name)}  {name}\n" for name in names if name != "SHA256SUMS"]
+    with _replacing(out_dir / "SHA256SUMS") as path:
+        path.write_text("".join(lines))
+    return out_dir / "SHA256SUMS"

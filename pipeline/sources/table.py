@@ -1,0 +1,164 @@
+"""Observations already in StationTable columns, as Parquet or CSV; and the points that an estimate is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.contract import POLLUTANTS, TABLE_REQUIRED
+from pipeline.errors import InputError
+from pipeline.sources.archive import Member, members
+from pipeline.sources.csvfile import CsvFile, Truncated
+
+SUFFIXES = (".parquet", ".csv")
+_NUMBERS = ("lon", "lat", "elevation", *POLLUTANTS)
+_BATCH_ROWS = 1_000_000
+
+
+def find_members(path: Path, _start: np.datetime64, _end: np.datetime64) -> list[Member]:
+    """List the Parquet and CSV files of `path`, sorted; their names do not tell their period."""
+    return members(path, SUFFIXES)
+
+
+def read(
+    path: Path, _stations: Path | None, start: np.datetime64, end: np.datetime64, truncated: Truncated
+) -> Iterator[pd.DataFrame]:
+    """Yield one StationTable a CSV, or a million rows of a Parquet file; see `pipeline.sources.read`."""
+    for member in find_members(path, start, end):
+        for table in _read_file(member.container, truncated):
+            yield table.assign(source_file=pd.Categorical.from_codes(np.zeros(len(table), "i1"), [member.label]))
+
+
+def read_table(path: Path, truncated: Truncated = "error") -> pd.DataFrame:
+    """Read a StationTable from Parquet or CSV.
+
+    Parameters
+    ----------
+    path : ``.parquet`` or ``.csv`` file with the columns ``time, station, lon, lat, pm2p5`` and any of ``elevation,
+        pm10, so2, no2, o3, co`` (degrees, m, ug m-3, CO mg m-3). ``time`` is the start of the averaging hour; a time
+        with an offset is converted to UTC, one without is in UTC.
+    truncated : what to do with a CSV row that does not have every column, ``error`` or ``keep`` (the whole rows).
+
+    Returns
+    -------
+    DataFrame, rows as in the file, with ``time`` naive in UTC.
+
+    Raises
+    ------
+    InputError
+        Naming the file and the line (CSV) or row (Parquet), the column, what was expected and what was found.
+    """
+    return pd.concat(_read_file(path, truncated), ignore_index=True)
+
+
+def read_points(path: Path) -> pd.DataFrame:
+    """Read the points to estimate at: CSV with ``station, lon, lat`` and optionally ``elevation`` (degrees, m).
+
+    Raises
+    ------
+    InputError
+        Naming the line and column that is missing, empty, out of range or, for ``station``, there twice.
+    """
+    file = CsvFile(str(path), _bytes(path))
+    _require(file.where, file.header(), ("station", "lon", "lat"))
+    numbers = dict.fromkeys(("lon", "lat", "elevation"), pa.float64())
+    points = file.read({"station": pa.string()} | numbers).to_pandas()
+    if points.empty:
+        raise InputError(f"{path}: expected at least one point; found the header only")
+    place = _line_of(file)
+    _check_places(points, place)
+    _refuse(points["station"], points["station"].duplicated(), "each station once", place)
+    return points
+
+
+def _read_file(path: Path, truncated: Truncated) -> Iterator[pd.DataFrame]:
+    if path.suffix.lower() == ".parquet":
+        yield from _read_parquet(path)
+    else:
+        yield _read_csv(CsvFile(str(path), _bytes(path)), truncated)
+
+
+def _read_parquet(path: Path) -> Iterator[pd.DataFrame]:
+    _require_file(path)
+    try:
+        file = pq.ParquetFile(path)
+    except pa.ArrowInvalid as error:
+        raise InputError(f"{path}: expected a Parquet file; found {str(error).splitlines()[0]}") from error
+    with file:
+        columns = _require(str(path), file.schema_arrow.names)
+        done = 0
+        for batch in file.iter_batches(_BATCH_ROWS, columns=columns):
+            yield _checked(batch.to_pandas(), _row_of(path, done))
+            done += batch.num_rows
+
+
+def _read_csv(file: CsvFile, truncated: Truncated) -> pd.DataFrame:
+    columns = _require(file.where, file.header())
+    types = {name: pa.float64() if name in _NUMBERS else pa.string() for name in columns}
+    return _checked(file.read(types, truncated).to_pandas(), _line_of(file))
+
+
+#: From a row of the frame to its name in an error.
+_Place = Callable[[int], str]
+
+
+def _line_of(file: CsvFile) -> _Place:
+    return lambda row: f"{file.where}, line {file.line_at(row)}"
+
+
+def _row_of(path: Path, first: int) -> _Place:
+    return lambda row: f"{path}, row {first + row}"
+
+
+def _checked(frame: pd.DataFrame, place: _Place) -> pd.DataFrame:
+    """The frame as a StationTable: times in UTC, numbers as numbers, every row with a station, place and hour."""
+    time = _utc(frame["time"])
+    _refuse(frame["time"], time.isna(), "an ISO 8601 time", place)
+    _refuse(frame["time"], time != time.dt.floor("h"), "the start of an hour", place)
+    for name in frame.columns.intersection(_NUMBERS):
+        if not pd.api.types.is_numeric_dtype(frame[name]):
+            raise InputError(f"{place(0)}, column '{name}': expected numbers; found {frame[name].dtype}")
+    _check_places(frame, place)
+    types = {name: "float32" if name in POLLUTANTS else "float64" for name in _NUMBERS if name in frame}
+    return frame.astype({"station": "str"} | types).assign(time=time)
+
+
+def _check_places(frame: pd.DataFrame, place: _Place) -> None:
+    _refuse(frame["station"], frame["station"].isna(), "a station identifier", place)
+    _refuse(frame["lon"], ~frame["lon"].between(-180, 360), "degrees east in [-180, 360]", place)
+    _refuse(frame["lat"], ~frame["lat"].between(-90, 90), "degrees north in [-90, 90]", place)
+
+
+def _utc(time: pd.Series) -> pd.Series:
+    """Naive datetime64 in UTC, NaT where it cannot be read."""
+    if not pd.api.types.is_datetime64_any_dtype(time):
+        time = time.astype("str")
+    return pd.to_datetime(time, utc=True, format="ISO8601", errors="coerce").dt.tz_localize(None).dt.as_unit("ns")
+
+
+def _refuse(column: pd.Series, bad: pd.Series, expected: str, place: _Place) -> None:
+    for row in np.flatnonzero(bad)[:1]:
+        raise InputError(f"{place(row)}, column '{column.name}': expected {expected}; found '{column.iloc[row]}'")
+
+
+def _require(where: str, found: list[str], needed: tuple[str, ...] = TABLE_REQUIRED) -> list[str]:
+    """The columns to read, after making sure that the needed ones are there."""
+    for name in needed:
+        if name not in found:
+            raise InputError(f"{where}: expected the columns {', '.join(needed)}; '{name}' is missing")
+    return [name for name in ("time", "station", *_NUMBERS) if name in found]
+
+
+def _bytes(path: Path) -> bytes:
+    return _require_file(path).read_bytes()
+
+
+def _require_file(path: Path) -> Path:
+    if not path.is_file():
+        raise InputError(f"{path}: expected a file; found none")
+    return path

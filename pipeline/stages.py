@@ -1,0 +1,200 @@
+"""The stages of a run as plain functions: ingest, quality control, analyse (a calendar month at a time), validate,
+publish. ``flows/reanalysis.py`` calls them in this order, under Prefect; tests call them without.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import resource
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from pipeline import analyse, export, harmonise, maps, provenance, qc, score, sources, write
+from pipeline.config import Month, RunConfig, naive
+from pipeline.contract import HOUR
+from pipeline.grid import Grid
+
+logger = logging.getLogger("aqnet")
+
+#: Names in the output folder.
+CUBE, PRODUCTS, MAP, LINEAGE, REPORT = "cube.icechunk", "products", "map.png", "lineage.json", "run.json"
+
+#: Hours before the first that an analysis looks back to.
+LEAD = analyse.LEAD_HOURS * HOUR
+
+
+@dataclass
+class Stage:
+    """What one stage took: wall seconds, the process' peak memory so far (MiB) and rows (what they are, `unit` says)."""
+
+    name: str
+    period: str
+    seconds: float = 0.0
+    peak_mib: float = 0.0
+    rows: int = 0
+    unit: str = ""
+
+
+@dataclass
+class Run:
+    """One run in progress: what its stages share, and what each of them left to be reported."""
+
+    config: RunConfig
+    run_id: str
+    grid: Grid
+    network: analyse.Network
+    inputs: dict[str, str]
+    lineage: dict[str, str]
+    candidate: write.Candidate
+    stages: list[Stage] = field(default_factory=list)
+    quality: list[pd.DataFrame] = field(default_factory=list)
+    validation: score.Validation | None = None
+    revision: str | None = None
+    files: dict[str, Path] = field(default_factory=dict)
+
+    @property
+    def hours(self) -> tuple[np.datetime64, np.datetime64]:
+        """First hour and the hour after the last, UTC."""
+        return naive(self.config.start), naive(self.config.end)
+
+    @contextmanager
+    def measured(self, name: str, period: str) -> Iterator[Stage]:
+        """Time a stage and note its peak memory; a stage that fails is not noted."""
+        stage, began = Stage(name, period), time.perf_counter()
+        yield stage
+        stage.seconds = time.perf_counter() - began
+        stage.peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        self.stages.append(stage)
+        logger.info("%s %s: %d %s in %.1f s", name, period, stage.rows, stage.unit, stage.seconds)
+
+
+@contextmanager
+def begin(config: RunConfig, run_id: str) -> Iterator[Run]:
+    """Digest the inputs, load the network and begin a candidate of the cube; the cube's lock goes back at the end.
+
+    Raises
+    ------
+    ConfigError, InputError, ProductError
+        Before any work, when weights, input or cube do not allow this run.
+    """
+    grid, network = config.grid(), analyse.load(config.weights)
+    start, end = naive(config.start), naive(config.end)
+    inputs = sources.input_digests(config.source, config.input, start - LEAD, end)
+    lineage = provenance.lineage(config.digest(), inputs, network.digest, run_id)
+    with write.begin(config.out / CUBE, grid, start, end, lineage) as candidate:
+        yield Run(config, run_id, grid, network, inputs, lineage, candidate)
+
+
+def ingest(run: Run, month: Month) -> xr.Dataset:
+    """Read the observations of a month and of the hours before it that its first day looks back to."""
+    start, end = month
+    config = run.config
+    with run.measured("ingest", _label(month)) as stage:
+        tables = sources.read(
+            config.source, config.input, config.stations, start - LEAD, end, run.grid.bbox, config.truncated
+        )
+        cube = harmonise.to_cube(tables, start - LEAD, end)
+        stage.rows, stage.unit = cube.sizes["time"] * cube.sizes["station"], "station hours"
+    return cube
+
+
+def quality_control(run: Run, cube: xr.Dataset, month: Month) -> xr.Dataset:
+    """Flag suspect values; none is changed or deleted."""
+    with run.measured("quality control", _label(month)) as stage:
+        flagged = qc.flag(cube)
+        run.quality.append(qc.summary(flagged))
+        stage.rows, stage.unit = cube.sizes["time"] * cube.sizes["station"], "station hours"
+    return flagged
+
+
+def analyse_month(run: Run, cube: xr.Dataset, month: Month) -> None:
+    """Estimate the month on the grid, block by block, into the candidate."""
+    start, end = month
+    with run.measured("analyse", _label(month)) as stage:
+        for block in analyse.fields(cube, run.grid, start, end, run.network):
+            write.write_block(run.candidate, block)
+            stage.rows += block["pm2p5"].size
+            _report_progress(run, block["time"].values[-1] + HOUR)
+        stage.unit = "cell hours"
+        run.candidate.commit(f"aqnet run {run.run_id}: {_label(month)}")
+
+
+def validate(run: Run) -> None:
+    """Check all that the run wrote; a ProductError leaves the candidate unpublished."""
+    with run.measured("validate", _label(run.hours)) as stage:
+        run.validation = score.validate(_days(run), run.grid.land, where=str(run.candidate.path))
+        stage.rows, stage.unit = run.validation.hours, "hours"
+
+
+def publish(run: Run) -> None:
+    """Let readers see the candidate, then cut the downloads from it: NetCDF, map, lineage."""
+    start, end = run.hours
+    products = run.config.out / PRODUCTS
+    with run.measured("publish", _label(run.hours)) as stage:
+        run.revision = write.publish(run.candidate)
+        cube = write.open_cube(run.candidate.path)
+        netcdf = export.export_netcdf(
+            cube, products, run.config.domain, "interim", run.config.version, start=start, end=end
+        )
+        run.files = {"cube": run.candidate.path} | {path.name: path for path in netcdf}
+        run.files["map"] = maps.summary_figure(cube.sel(time=slice(start, end - HOUR)), products / MAP)
+        run.files["lineage"] = provenance.write_lineage(products / LINEAGE, run.lineage, run.inputs)
+        stage.rows, stage.unit = len(run.files), "products"
+    run.files["report"] = write_report(run, products / REPORT)
+    run.files["checksums"] = export.sha256sums(products)
+
+
+def write_report(run: Run, path: Path) -> Path:
+    """Write what the run was and took as JSON, in one step."""
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(json.dumps(summary(run), indent=2) + "\n")
+    os.replace(part, path)
+    return path
+
+
+def summary(run: Run) -> dict[str, object]:
+    """Everything there is to say about a finished run, ready for JSON."""
+    return {
+        "run_id": run.run_id,
+        "revision": run.revision,
+        "config": run.config.model_dump(mode="json"),
+        "lineage": run.lineage,
+        "stages": [asdict(stage) for stage in run.stages],
+        "validation": asdict(run.validation) if run.validation else None,
+        "quality_control": quality(run).reset_index().to_dict("records"),
+        "files": {name: str(path) for name, path in run.files.items()},
+    }
+
+
+def quality(run: Run) -> pd.DataFrame:
+    """Quality control of all months together; the lead hours of each month are counted with it."""
+    tables = pd.concat(run.quality)
+    return tables.groupby(level=0, sort=False).sum()
+
+
+def _days(run: Run) -> Iterator[xr.Dataset]:
+    """The run's hours of the candidate, a UTC day at a time."""
+    start, end = run.hours
+    cube = run.candidate.open()
+    for day in np.arange(start.astype("M8[D]"), end.astype("M8[h]")):
+        first, last = max(start, day), min(end, day + np.timedelta64(1, "D"))
+        yield cube.sel(time=slice(first, last - HOUR))
+
+
+def _report_progress(run: Run, reached: np.datetime64) -> None:
+    start, end = run.hours
+    done, total = int((reached - start) / HOUR), int((end - start) / HOUR)
+    logger.info("analysed %d of %d hours", done, total, extra={"done": done, "total": total})
+
+
+def _label(period: Month) -> str:
+    return f"{period[0]} to {period[1]}"

@@ -1,0 +1,201 @@
+"""The grid, terrain and land mask against closed forms, known places and PROJ."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pyproj import CRS, Geod, Transformer
+
+from pipeline.errors import ConfigError
+from pipeline.grid import Grid, extent, is_land, terrain
+
+NORTH_CHINA = (105, 32, 125, 45)
+LAMBERT = "+proj=lcc +lat_1=30 +lat_2=60 +lat_0=39 +lon_0=115 +datum=WGS84"
+
+
+def test_centres_of_the_default_domain_are_exact() -> None:
+    grid = Grid(NORTH_CHINA, 0.1)
+    assert grid.shape == (131, 201)
+    assert grid.lat.tolist() == [round(32 + 0.1 * i, 1) for i in range(131)]
+    assert grid.lon.tolist() == [round(105 + 0.1 * j, 1) for j in range(201)]
+    np.testing.assert_array_equal(grid.bounds[0][1:, 0], grid.bounds[0][:-1, 1])
+
+
+@pytest.mark.parametrize(("resolution", "corner"), [(1.0, 0.5), (2.5, 1.25)])
+def test_cell_areas_add_up_to_the_ellipsoid(resolution: float, corner: float) -> None:
+    globe = Grid((-180 + corner, -90 + corner, 180 - corner, 90 - corner), resolution)
+    np.testing.assert_allclose(globe.cell_area.sum(), 510065621724088.5, rtol=1e-12)  # WGS84, Snyder 1987, table 1
+
+
+def test_cell_area_of_a_cell_centred_on_the_pole_stops_at_the_pole() -> None:
+    assert Grid((0, 89, 10, 90), 1.0).bounds[0][-1].tolist() == [89.5, 90.0]
+
+
+def test_cell_area_equals_a_densified_geodesic_polygon() -> None:
+    grid = Grid((105, 44, 107, 45), 1.0)
+    (south, north), (west, east) = grid.bounds[0][1], grid.bounds[1][0]
+    along = np.linspace(west, east, 2001)
+    lon = np.concatenate([along, along[::-1]])
+    lat = np.concatenate([np.full(2001, south), np.full(2001, north)])
+    area, _ = Geod(ellps="WGS84").polygon_area_perimeter(lon, lat)
+    np.testing.assert_allclose(grid.cell_area[1, 0], area, rtol=1e-7)
+
+
+def test_cell_area_on_a_sphere() -> None:
+    sphere = Grid((0.5, 0.5, 0.6, 1.5), 1.0, "+proj=longlat +R=6371000")
+    expected = 6371000**2 * np.radians(1) * np.diff(np.sin(np.radians([0, 1, 2])))
+    np.testing.assert_allclose(sphere.cell_area[:, 0], expected)
+
+
+def test_land_at_known_places() -> None:
+    lon, lat = np.array([116.4, 123.0, 100.2, 126.6, -30.0]), np.array([39.9, 35.0, 36.9, 45.8, 30.0])
+    assert is_land(lon, lat).tolist() == [True, False, True, True, False]  # Beijing, Yellow Sea, Qinghai, Harbin
+
+
+def test_a_cell_with_any_land_is_land() -> None:
+    grid = Grid((119, 34, 123, 38), 0.25)
+    fraction = grid.land_fraction
+    assert ((fraction > 0) & (fraction < 1)).any()
+    np.testing.assert_array_equal(grid.land, fraction > 0)
+    west_of_qingdao, open_sea = grid.land[8, 2], grid.land[4, 16]
+    assert west_of_qingdao
+    assert not open_sea
+
+
+def test_land_share_of_the_earth() -> None:
+    globe = Grid((-178, -88, 178, 88), 4.0)
+    share = np.average(globe.land_fraction, weights=globe.cell_area)
+    assert share == pytest.approx(0.292, abs=0.005)
+
+
+def test_terrain_at_known_places() -> None:
+    places = {"Lhasa": (91.1, 29.65, 3900, 500), "Yellow Sea": (123, 35, 0, 1), "Beijing": (116.4, 39.9, 45, 40),
+              "Dead Sea": (35.5, 31.5, -400, 60), "La Paz": (-68.15, -16.5, 3800, 400)}
+    for name, (lon, lat, metres, tolerance) in places.items():
+        assert terrain(lon, lat) == pytest.approx(metres, abs=tolerance), name
+
+
+def test_terrain_agrees_with_pvlib_at_its_own_nodes() -> None:
+    from pvlib.location import lookup_altitude
+
+    rng = np.random.default_rng(0)
+    row, column = rng.integers(0, 2160, 20), rng.integers(0, 4320, 20)
+    lat, lon = 90 - (row + 0.5) / 12, -180 + (column + 0.5) / 12
+    expected = [lookup_altitude(north, east) for north, east in zip(lat, lon, strict=True)]
+    np.testing.assert_allclose(terrain(lon, lat), expected, atol=1e-3)
+
+
+def test_terrain_is_float32_and_keeps_the_shape() -> None:
+    found = terrain(np.full((2, 3), 100.0), np.full((2, 3), 30.0))
+    assert (found.shape, found.dtype) == ((2, 3), np.dtype("float32"))
+
+
+@given(st.floats(-90, 90), st.floats(-180, 180))
+def test_terrain_goes_round_the_dateline_and_stops_at_the_poles(lat: float, lon: float) -> None:
+    np.testing.assert_allclose(terrain(lon, lat), terrain(lon + 360, lat), atol=0.01)
+    assert -450 <= terrain(lon, lat) <= 6700
+
+
+@given(
+    st.integers(-180, 150),
+    st.integers(-85, 60),
+    st.integers(1, 30),
+    st.integers(1, 25),
+    st.sampled_from([0.05, 0.1, 0.125, 0.25, 0.3, 0.5, 1.0]),
+)
+def test_centres_and_bounds_of_any_box(west: int, south: int, width: int, height: int, resolution: float) -> None:
+    grid = Grid((west, south, west + width, south + height), resolution)
+    for axis, edges, low, high in ((grid.x, grid.bounds[1], west, west + width),
+                                   (grid.y, grid.bounds[0], south, south + height)):
+        assert axis[0] == low
+        assert high - resolution < axis[-1] <= high + 1e-9
+        np.testing.assert_array_equal(edges[1:, 0], edges[:-1, 1])
+        np.testing.assert_allclose(edges.mean(axis=1), axis, atol=1e-9)
+
+
+def test_lambert_grid_covers_the_box_on_multiples_of_the_resolution() -> None:
+    grid = Grid(NORTH_CHINA, 10_000, LAMBERT)
+    assert grid.spatial == ("y", "x")
+    assert not (grid.x % 10_000).any()
+    lon, lat = grid.lon_lat()
+    back = Transformer.from_crs("EPSG:4326", LAMBERT, always_xy=True).transform(lon, lat)
+    np.testing.assert_allclose(back, np.meshgrid(grid.x, grid.y), atol=1e-3)
+    to_xy = Transformer.from_crs("EPSG:4326", LAMBERT, always_xy=True)
+    x, y = to_xy.transform(*np.meshgrid(np.linspace(105, 125, 50), np.linspace(32, 45, 50)))
+    assert grid.x[0] <= x.min() <= x.max() <= grid.x[-1]
+    assert grid.y[0] <= y.min() <= y.max() <= grid.y[-1]
+
+
+def test_lambert_cell_area_equals_the_geodesic_polygon() -> None:
+    grid = Grid(NORTH_CHINA, 50_000, LAMBERT)
+    coords = grid.coords()
+    geod = Geod(ellps="WGS84")
+    for at in ((0, 0), (10, 20), (-1, -1)):
+        area, _ = geod.polygon_area_perimeter(coords["lon_bnds"].values[at], coords["lat_bnds"].values[at])
+        assert grid.cell_area[at] == pytest.approx(area, rel=2e-3)
+
+
+def test_lambert_land_agrees_with_the_degree_grid() -> None:
+    share = [np.average(grid.land, weights=grid.cell_area) for grid in (Grid((110, 33, 120, 40), 0.1),)]
+    lambert = Grid((110, 33, 120, 40), 10_000, LAMBERT)
+    lon, lat = lambert.lon_lat()
+    inside = (lon > 110) & (lon < 120) & (lat > 33) & (lat < 40)
+    assert lambert.land[inside].mean() == pytest.approx(share[0], abs=0.01)
+
+
+@pytest.mark.parametrize("grid", [Grid(NORTH_CHINA, 1.0), Grid(NORTH_CHINA, 100_000, LAMBERT)])
+def test_coords_follow_cf(grid: Grid) -> None:
+    coords = grid.coords()
+    assert CRS.from_cf(coords["crs"].attrs).equals(CRS(grid.crs))
+    for name in ("lat", "lon"):
+        assert coords[name].attrs["standard_name"] == {"lat": "latitude", "lon": "longitude"}[name]
+        assert coords[name].attrs["bounds"] in coords
+    assert not any("_FillValue" in coords[name].attrs for name in coords.variables)
+    assert all(coords[name].attrs["axis"] for name in grid.spatial)
+
+
+def test_points_are_the_cells_in_row_order() -> None:
+    grid = Grid((100, 30, 102, 31), 1.0)
+    lon, lat, elevation = grid.points()
+    assert lon.tolist() == [100, 101, 102] * 2
+    assert lat.tolist() == [30] * 3 + [31] * 3
+    np.testing.assert_array_equal(elevation, terrain(lon, lat))
+
+
+def test_extent_of_a_grid() -> None:
+    found = extent(Grid(NORTH_CHINA, 1.0).coords())
+    assert found["geospatial_lat_max"] == 45
+    assert found["geospatial_bounds"] == "POLYGON ((32.0 105.0, 32.0 125.0, 45.0 125.0, 45.0 105.0, 32.0 105.0))"
+
+
+def test_a_box_across_the_dateline() -> None:
+    fiji = Grid((170, -20, -170, -10), 1.0)
+    assert fiji == Grid((170, -20, 190, -10), 1.0)
+    assert fiji.lon[-1] == 190
+    assert fiji.land.any()
+
+
+@pytest.mark.parametrize(
+    ("bbox", "resolution", "crs", "message"),
+    [
+        ((105, 45, 125, 32), 0.1, "EPSG:4326", "bbox: expected south < north"),
+        ((105, 32, 105, 45), 0.1, "EPSG:4326", "bbox: expected west < east"),
+        ((-200, 32, 105, 45), 0.1, "EPSG:4326", "bbox: expected west < east"),
+        ((0, 0, float("nan"), 1), 0.1, "EPSG:4326", "bbox: expected west < east"),
+        ((105, 32, 125), 0.1, "EPSG:4326", "bbox: expected west south east north; found 3"),
+        ((105, 32, 125, 45), 0.0, "EPSG:4326", "resolution: expected a number above 0"),
+        ((105, 32, 125, 45), float("inf"), "EPSG:4326", "resolution: expected a number above 0"),
+        ((105, 32, 125, 45), 0.0001, "EPSG:4326", "resolution: 0.0001 makes 2.6e"),
+        ((105, 32, 125, 45), 0.1, "EPSG:32650", "resolution: 0.1 makes"),
+        ((-180, -10, 180, 10), 1.0, "EPSG:4326", "covers some longitudes twice"),
+        ((105, 32, 125, 45), 0.1, "EPSG:nope", "crs: expected a CRS that PROJ knows"),
+        ((105, 32, 125, 45), 0.1, "EPSG:4978", "crs: expected latitude and longitude or a projection in metres"),
+        ((105, 32, 125, 45), 0.1, "EPSG:2263", "crs: expected latitude and longitude or a projection in metres"),
+        ((-180, -90, 179, 90), 10000, LAMBERT, "cannot project all of bbox"),
+    ],
+)
+def test_what_makes_no_grid_is_named(bbox: tuple, resolution: float, crs: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Grid(bbox, resolution, crs)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
 
 import xarray as xr
-from prefect import flow, runtime, task
+from prefect import Task, flow, runtime
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
@@ -14,8 +15,11 @@ from pipeline import report, stages
 from pipeline.config import Month, RunConfig
 from pipeline.errors import AqnetError
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
 #: Seconds before each further attempt.
-BACKOFF = [2.0, 10.0, 60.0]
+BACKOFF = (2.0, 10.0, 60.0)
 
 
 def passing(_task: Any, _task_run: TaskRun, state: State) -> bool:
@@ -24,17 +28,24 @@ def passing(_task: Any, _task_run: TaskRun, state: State) -> bool:
     return isinstance(error, OSError) and not isinstance(error, AqnetError)
 
 
-# Stages hand their data over in memory: it is large, and a repeated run must do its work.
-stage = task(retries=len(BACKOFF), retry_delay_seconds=BACKOFF, retry_condition_fn=passing, cache_policy=NO_CACHE)
+def stage(function: Callable[P, R]) -> Callable[P, R]:
+    """Make a task of a stage. Data is handed over in memory: it is large, and a repeated run must do its work."""
+    return Task(
+        function,
+        retries=len(BACKOFF),
+        retry_delay_seconds=list(BACKOFF),
+        retry_condition_fn=passing,
+        cache_policy=NO_CACHE,
+    )
 
 
-@stage(task_run_name="ingest")
+@stage
 def ingest(run: stages.Run, month: Month) -> xr.Dataset:
     """Read and harmonise one month; see `pipeline.stages`."""
     return stages.ingest(run, month)
 
 
-@stage(task_run_name="quality control")
+@stage
 def quality_control(run: stages.Run, cube: xr.Dataset, month: Month) -> xr.Dataset:
     """Flag one month; see `pipeline.stages`."""
     return stages.quality_control(run, cube, month)
@@ -69,9 +80,9 @@ def reanalysis(config: RunConfig) -> stages.Run:
     """
     with stages.begin(config, str(runtime.flow_run.id)) as run:
         for month in config.months():
-            flagged = quality_control(run, ingest(run, month), month)
-            analyse(run, flagged, month)
+            cube = ingest(run, month)
+            analyse(run, quality_control(run, cube, month), month)
         validate(run)
         publish(run)
-    create_markdown_artifact(report.markdown(run), key="reanalysis-report", description="What the run took and made")
+    create_markdown_artifact(report.as_markdown(run), key="reanalysis-report", description="What the run took and made")
     return run

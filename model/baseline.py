@@ -70,7 +70,7 @@ class Variogram:
 
 #: `fit_variogram` on the visible stations and training hours of CNEMC 2019, by plain and by terrain distance.
 CNEMC_2019 = Variogram(0.04834, (0.04872, 0.5408), (13.28, 612.4))
-CNEMC_2019_TERRAIN = Variogram(0.05497, (0.05500, 1.748), (37.29, 2751.0), TERRAIN_FACTOR)
+CNEMC_2019_TERRAIN = Variogram(0.05507, (0.05500, 1.747), (37.60, 2752.0), TERRAIN_FACTOR)
 
 
 # ---- variogram ----

@@ -9,7 +9,7 @@ import json
 import logging
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -32,7 +32,7 @@ PATH = click.Path(path_type=Path)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command and exit with its code: 0, 1 (an error the user can mend), 2 (usage), 70 (a bug), 130 (Ctrl-C)."""
+    """Run the command and exit with its code: 0, 1 (the user can mend it), 2 (usage), 70 (a bug), 130 (Ctrl-C)."""
     sys.exit(run_command(sys.argv[1:] if argv is None else argv))
 
 
@@ -46,7 +46,8 @@ def run_command(argv: Sequence[str]) -> int:
     except click.exceptions.Exit as finished:
         return finished.exit_code
     except click.ClickException as error:
-        error.show()
+        where = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "aqnet"
+        click.echo(f"aqnet: error: {error.format_message()} (see {where} --help)", err=True)
         return error.exit_code
     except AqnetError as error:
         click.echo(f"aqnet: error: {error}", err=True)
@@ -105,13 +106,19 @@ def run(config_toml: Path | None, as_json: bool, **options: Any) -> None:
     Options override the environment (AQNET_SOURCE ...), which overrides CONFIG.toml. Without CONFIG.toml and --input
     a SIMULATED week is made and used, and the result is scored against the simulated truth.
     """
-    from pipeline import config, example
+    from pipeline import config, example, report
 
-    if example.wanted(config_toml, options):
-        result = example.run(options["out"] or Path("out"), _run_flow)
+    if not example.wanted(config_toml, options):
+        finished = _run_flow(config.from_sources(config_toml, options))
+        click.echo(json.dumps(report.as_dict(finished), indent=2) if as_json else report.as_text(finished))
+        return
+    settings, simulation = example.prepare(options["out"] or config.DEFAULT_OUT)
+    finished = _run_flow(settings)
+    scores = example.against_truth(finished, simulation)
+    if as_json:
+        click.echo(json.dumps(report.as_dict(finished) | {"against_truth": scores.to_dict("index")}, indent=2))
     else:
-        result = _run_flow(config.from_sources(config_toml, options))
-    click.echo(json.dumps(result.as_dict(), indent=2) if as_json else result.as_text())
+        click.echo(f"{report.as_text(finished)}\n\n{example.as_text(scores)}")
 
 
 @aqnet.command()
@@ -151,9 +158,7 @@ def train(input_path: Path, stations: Path, splits: Path, out: Path, seed: int) 
 @click.option("--out", type=PATH, required=True, help="Folder for evaluation.json and evaluation.md.")
 @click.option("--weights", type=PATH, multiple=True, help="Weights to score; once for each seed.")
 @click.option("--stride", type=click.IntRange(min=1), default=6, show_default=True, help="Score every so many hours.")
-def evaluate(
-    input_path: Path, stations: Path, splits: Path, out: Path, weights: tuple[Path, ...], stride: int
-) -> None:
+def evaluate(input_path: Path, stations: Path, splits: Path, out: Path, weights: tuple[Path, ...], stride: int) -> None:
     """Score AQ-Net and the baselines at hidden stations of the public split."""
     from pipeline import evaluate as evaluation
 
@@ -173,7 +178,8 @@ def simulate(
     out: Path, seed: int, start: str, days: int, bbox: tuple[float, float, float, float], n_stations: int
 ) -> None:
     """Write a SIMULATED network's archive and the true field behind it."""
-    from pipeline import config, simulate as simulation
+    from pipeline import config
+    from pipeline import simulate as simulation
 
     config.check_writable(out)
     done = simulation.simulate(out, seed, _hour(start, "--start"), days, bbox, n_stations)
@@ -247,16 +253,18 @@ def _logging(debug: bool) -> Iterator[None]:
     """Send the log to stderr: with a progress bar on a terminal, as plain lines elsewhere. Put all back at the end."""
     handler = _Bar() if sys.stderr.isatty() else logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S"))
-    before = logger.level
+    before = logger.level, logger.propagate
     logger.addHandler(handler)
     logger.setLevel(logging.DEBUG if debug else logging.INFO)
-    logging.captureWarnings(True)  # a library's warning is no news for the user
+    logger.propagate = False  # Prefect's handler of the root logger would say everything twice
+    logging.captureWarnings(True)
+    logging.getLogger("py.warnings").setLevel(logging.WARNING if debug else logging.ERROR)
     try:
         yield
     finally:
         logging.captureWarnings(False)
         logger.removeHandler(handler)
-        logger.setLevel(before)
+        logger.level, logger.propagate = before
         handler.close()
 
 
@@ -273,14 +281,14 @@ class _Bar(logging.Handler):
         self.task: TaskID | None = None
 
     def emit(self, record: logging.LogRecord) -> None:
-        total = getattr(record, "total", None)
+        done, total = (getattr(record, name, None) for name in ("done", "total"))
         if total is None:
             self.progress.console.print(self.format(record), highlight=False, markup=False)
             return
         if self.task is None:
             self.progress.start()
             self.task = self.progress.add_task("", total=total)
-        self.progress.update(self.task, completed=record.done, total=total, description=record.getMessage())
+        self.progress.update(self.task, completed=done, total=total, description=record.getMessage())
 
     def close(self) -> None:
         self.progress.stop()

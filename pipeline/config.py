@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # pandas and xarray would make `aqnet --help` slow
 logger = logging.getLogger("aqnet")
 
 ENV_PREFIX = "AQNET_"
+DEFAULT_OUT = Path("out")
 
 Bbox = tuple[float, float, float, float]
 Month = tuple[np.datetime64, np.datetime64]
@@ -82,6 +83,7 @@ class RunConfig(BaseSettings):
     crs : coordinate reference system of the grid.
     out : folder the products go to.
     domain, version : name and version of the product, in file names.
+    title : title of the product; None takes the general one.
     truncated : whether an input file that ends early is an error or kept up to its last whole line.
     weights : checkpoint of the network; None is the one shipped.
     seed : seed of every random draw.
@@ -97,11 +99,12 @@ class RunConfig(BaseSettings):
     bbox: Annotated[Bbox, NoDecode, BeforeValidator(_four)]
     resolution: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.1
     crs: str = "EPSG:4326"
-    out: Path = Path("out")
+    out: Path = DEFAULT_OUT
     domain: Annotated[str, Field(pattern=r"^[A-Za-z0-9-]+$")] = "region"
     version: Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)*$")] = Field(
         default_factory=lambda: distribution_version("aqnet-reanalysis")
     )
+    title: str | None = None
     truncated: Literal["error", "keep"] = "error"
     weights: Path | None = None
     seed: Annotated[int, Field(ge=0)] = 0

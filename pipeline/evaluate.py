@@ -12,7 +12,7 @@ import logging
 import os
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -24,7 +24,8 @@ import pandas as pd
 import xarray as xr
 from numpy.typing import NDArray
 
-from model import baseline
+from model import baseline, infer
+from model.baseline import Estimator
 from model.geometry import TERRAIN_FACTOR
 from model.windows import LEVELS, POLLUTANTS, Estimate, Observations, Points
 from pipeline import provenance, score, sources
@@ -33,9 +34,7 @@ from pipeline.harmonise import to_cube
 
 log = logging.getLogger("aqnet")
 
-Estimator = Callable[[Observations, Points], Estimate]
-
-#: Hours of record before the first scored hour that AQ-Net reads.
+#: Hours of record before a UTC day that AQ-Net reads for it.
 LEAD_HOURS = 72
 
 #: Start (UTC) of hour 0 of splits.json: the file label 2019-01-01 hour 0 in Beijing time is the hour's end.
@@ -210,9 +209,7 @@ def fitted(training: Observations) -> dict[str, Estimator]:
 
 def _networks(weights: Sequence[Path]) -> dict[str, Estimator]:
     """AQ-Net of each weights file, by a name that starts with `AQNET`."""
-    from model import infer
-
-    return {f"{AQNET}{Path(path).stem}": infer.estimator(path) for path in weights}
+    return {AQNET + Path(path).stem.removeprefix("aqnet-"): infer.estimator(path) for path in weights}
 
 
 # ---- what methods see ----
@@ -233,10 +230,7 @@ def take(observations: Observations, hours: slice | NDArray[np.int64]) -> Observ
 
 
 def predict(
-    parts: Withheld,
-    scored: NDArray[np.int64],
-    hourly: Mapping[str, Estimator],
-    sequential: Mapping[str, Estimator],
+    parts: Withheld, scored: NDArray[np.int64], hourly: Mapping[str, Estimator], sequential: Mapping[str, Estimator]
 ) -> dict[str, score.Prediction]:
     """Estimate the scored hours at the hidden stations by every method.
 
@@ -244,10 +238,11 @@ def predict(
     ----------
     scored : ascending hour indices into the record.
     hourly : methods that read each hour alone; they get the scored hours and no others.
-    sequential : methods that need a continuous record; they get all hours from `LEAD_HOURS` before the first scored
-        hour to the last.
+    sequential : methods that need a continuous record; they get all hours from `LEAD_HOURS` before the UTC day of the
+        first scored hour to the last.
     """
-    first = max(int(scored[0]) - LEAD_HOURS, 0)
+    midnight = int(scored[0]) - int(parts.visible.hours[scored[0]] % 24)
+    first = max(midnight - LEAD_HOURS, 0)
     continuous = take(parts.visible, slice(first, int(scored[-1]) + 1))
     strided = take(parts.visible, scored)
     estimates = {name: _timed(name, method, strided, parts.points) for name, method in hourly.items()}

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,15 +19,16 @@ from uuid import NAMESPACE_URL, uuid5
 
 import netCDF4
 import numpy as np
+import pandas as pd
 import xarray as xr
 import zarr
 from numpy.typing import NDArray
 
 from pipeline.contract import FIELD_NAMES, FIELDS, STREAMS, FieldSpec
-from pipeline.errors import ProductError
+from pipeline.errors import ConfigError, ProductError
 from pipeline.grid import extent
+from pipeline.layout import BLOCK, CHUNK, FILL, TIME_ATTRS, Group, field_attrs, lay, plain, time_coverage, to_hours
 from pipeline.provenance import digest_file
-from pipeline.write import BLOCK, CHUNK, FILL, TIME_ATTRS, field_attrs, lay, plain, time_coverage, to_hours
 
 log = logging.getLogger("aqnet")
 
@@ -37,7 +37,7 @@ Bbox = tuple[float, float, float, float]
 #: Global attributes that a reader wants to see first; history comes last.
 _FIRST = ("Conventions", "title", "summary", "id", "product_version", "revision", "tracking_id", "keywords")
 
-_MISSING = netCDF4.default_fillvals["f4"]
+_MISSING: Any = netCDF4.default_fillvals["f4"]
 _NO_ID = f"urn:uuid:{uuid5(NAMESPACE_URL, '')}"
 
 
@@ -66,9 +66,16 @@ def subset(
     if end is not None:
         keep &= hours < to_hours(end)
     if not keep.any():
-        raise ProductError(f"export: the cube holds no {stream or 'produced'} hour in {start or '...'} to {end or '...'}")
-    cube = cube.isel(time=np.flatnonzero(keep))
+        period = f"{start or '...'} to {end or '...'}"
+        raise ProductError(f"export: the cube holds no {stream or 'produced'} hour in {period}")
+    cube = cube.isel(time=_positions(keep))
     return cube.isel(_window(cube, bbox)) if bbox else cube
+
+
+def _positions(keep: NDArray[np.bool_]) -> slice | NDArray[np.intp]:
+    """Return where ``keep`` holds, as a slice where it can be: Zarr reads a slice many times faster than a list."""
+    at = np.flatnonzero(keep)
+    return slice(int(at[0]), int(at[-1]) + 1) if at[-1] - at[0] + 1 == len(at) else at
 
 
 def _hours(cube: xr.Dataset) -> NDArray[np.int64]:
@@ -116,7 +123,7 @@ def export_netcdf(
     months = part["time"].values.astype("datetime64[M]")
     files = []
     for month in np.unique(months):
-        piece = part.isel(time=np.flatnonzero(months == month))
+        piece = part.isel(time=_positions(months == month))
         first, last = (str(day).replace("-", "") for day in piece["time"].values[[0, -1]].astype("datetime64[D]"))
         name = f"pm25_{domain}_aqnet_{stream}_v{version}_hourly_{first}-{last}.nc"
         with _replacing(out_dir / name) as path:
@@ -129,18 +136,17 @@ def export_netcdf(
 @contextmanager
 def _replacing(target: Path) -> Iterator[Path]:
     """A hidden path beside ``target`` that takes its place when the block ends well and goes when it does not."""
-    part = target.with_name(f".{target.name}.part")
+    part, old = (target.with_name(f".{target.name}.{end}") for end in ("part", "old"))
     _remove(part)
     try:
         yield part
-        if target.is_dir():
-            target.rename(old := target.with_name(f".{target.name}.old"))
-            part.rename(target)
+        if target.is_dir():  # a folder cannot be renamed over another
             _remove(old)
-        else:
-            os.replace(part, target)
+            target.rename(old)
+        part.rename(target)
     finally:
         _remove(part)
+        _remove(old)
 
 
 def _remove(path: Path) -> None:
@@ -150,14 +156,14 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _attrs(cube: xr.Dataset, own: Mapping[str, str]) -> dict[str, object]:
+def _attrs(cube: xr.Dataset, own: Mapping[str, str]) -> dict[str, Any]:
     """Global attributes of a download: the cube's, with the extent, period and identifier of this part of it."""
     attrs = {**cube.attrs, **extent(cube), **time_coverage(_hours(cube)), "tracking_id": _NO_ID, **own}
     order = {name: place for place, name in enumerate(_FIRST)} | {"history": len(attrs)}
     return {name: attrs[name] for name in sorted(attrs, key=lambda name: order.get(name, len(_FIRST)))}
 
 
-def _blocks(cube: xr.Dataset) -> Iterator[tuple[slice, dict[str, NDArray[np.generic]]]]:
+def _blocks(cube: xr.Dataset) -> Iterator[tuple[slice, dict[str, NDArray[Any]]]]:
     """Place along time and values of every field, 24 hours at a time."""
     for first in range(0, cube.sizes["time"], BLOCK):
         at = slice(first, min(first + BLOCK, cube.sizes["time"]))
@@ -171,7 +177,7 @@ def _write_netcdf(cube: xr.Dataset, path: Path, own: Mapping[str, str]) -> None:
         file.tracking_id = _write_blocks(cube, file.variables, missing=_MISSING)
 
 
-def _write_blocks(cube: xr.Dataset, arrays: Mapping[str, Any] | zarr.Group, missing: float = np.nan) -> str:
+def _write_blocks(cube: xr.Dataset, arrays: Mapping[str, Any] | Group, missing: float = np.nan) -> str:
     """Stream every field, NaN as ``missing``; return a UUID of all values, times and places."""
     digest = hashlib.sha256(_hours(cube).tobytes())
     for name in ("lat", "lon"):
@@ -187,14 +193,14 @@ def _lay_netcdf(file: netCDF4.Dataset, cube: xr.Dataset) -> None:
     """Define dimensions and variables (time unlimited) and write the coordinates."""
     spatial = ("y", "x") if "y" in cube.dims else ("lat", "lon")
     static = cube.coords.to_dataset().drop_dims("time")
-    for name in ("time", *static.sizes, "bnds"):
+    for name in ("time", *map(str, static.sizes), "bnds"):
         if name not in file.dimensions:
             file.createDimension(name, None if name == "time" else cube.sizes.get(name, 2))
     hours = _hours(cube)
     _define(file, "time", ("time",), "f8", TIME_ATTRS, chunks=(744,))[:] = hours
     _define(file, "time_bnds", ("time", "bnds"), "f8", {}, chunks=(744, 2))[:] = np.stack([hours, hours + 1], axis=-1)
-    for name, variable in static.variables.items():
-        _define(file, str(name), variable.dims, variable.dtype, variable.attrs)[...] = variable.values
+    for key, variable in static.variables.items():
+        _define(file, str(key), variable.dims, variable.dtype, variable.attrs)[...] = variable.values
     for spec in FIELDS:
         _define_field(file, spec, spatial)
 
@@ -209,16 +215,17 @@ def _define_field(file: netCDF4.Dataset, spec: FieldSpec, spatial: tuple[str, st
 def _define(
     file: netCDF4.Dataset,
     name: str,
-    dims: tuple[str, ...],
+    dims: tuple[Any, ...],
     dtype: np.typing.DTypeLike,
     attrs: Mapping[str, object],
     chunks: tuple[int, ...] | None = None,
-    fill: object = False,
-) -> netCDF4.Variable:
+    fill: float | bool = False,
+) -> Any:
     """One variable; ``fill`` False leaves it without ``_FillValue``."""
     packed = {"zlib": True, "complevel": 4, "shuffle": True} if len(dims) > 1 else {}
     native = np.dtype(dtype).newbyteorder("=")
-    variable = file.createVariable(name, native, dims, chunksizes=chunks, fill_value=fill, **packed)
+    create: Any = file.createVariable  # its overloads tell each dtype apart
+    variable = create(name, native, dims, chunksizes=chunks, fill_value=fill, **packed)
     variable.setncatts(attrs)
     return variable
 
@@ -253,6 +260,44 @@ def _consolidate(folder: Path) -> None:
     root = json.loads((folder / "zarr.json").read_text())
     root["consolidated_metadata"] = {"kind": "inline", "must_understand": False, "metadata": arrays}
     (folder / "zarr.json").write_text(json.dumps(root, indent=2))
+
+
+def write_table(table: pd.DataFrame, path: str | Path) -> Path:
+    """Write estimates at points as ``.csv``, ``.parquet`` or ``.nc`` (dims time, station), whole or not at all.
+
+    Parameters
+    ----------
+    table : columns ``time`` (hour starts, UTC), ``station`` and any of the cube's fields; one row an hour and station.
+
+    Raises
+    ------
+    ConfigError
+        When the name ends otherwise.
+    """
+    path = Path(path)
+    if path.suffix not in (".csv", ".parquet", ".nc"):
+        raise ConfigError(f"{path}: expected a name that ends in .csv, .parquet or .nc")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _replacing(path) as part:
+        if path.suffix == ".csv":
+            table.to_csv(part, index=False, date_format="%Y-%m-%dT%H:%M:%S")
+        elif path.suffix == ".parquet":
+            table.to_parquet(part, index=False)
+        else:
+            _as_dataset(table).to_netcdf(part, engine="netcdf4")
+    return path
+
+
+def _as_dataset(table: pd.DataFrame) -> xr.Dataset:
+    """Reshape a table of hours and stations to (time, station), stations in the table's order, with CF attributes."""
+    data = table.set_index(["time", "station"]).to_xarray().sel(station=table["station"].unique())
+    for spec in FIELDS:
+        if spec.name in data:
+            data[spec.name].attrs = dict(spec.attrs)
+    data["time"].attrs = {name: TIME_ATTRS[name] for name in ("standard_name", "long_name", "units_metadata", "axis")}
+    data["time"].encoding = {"units": TIME_ATTRS["units"], "calendar": TIME_ATTRS["calendar"], "dtype": "int32"}
+    data["station"].attrs = {"long_name": "identifier of the point", "cf_role": "timeseries_id"}
+    return data.assign_attrs(Conventions="CF-1.11", featureType="timeSeries", title="PM2.5 at points, AQ-Net")
 
 
 def sha256sums(out_dir: str | Path) -> Path:

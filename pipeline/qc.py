@@ -48,8 +48,13 @@ FLAT_HOURS = {
     "co": ((0.0, 48), (1.0, 24)),
 }
 
+#: Hours before a cube's first that it needs for flags which do not depend on where it begins.
+LOOKBACK_HOURS = max(hours for levels in FLAT_HOURS.values() for _, hours in levels)
+
 #: PM10 may fall below PM2.5 by this share and amount (ug m-3): the two are measured by different instruments.
 PM10_SHARE, PM10_AMOUNT = 0.9, 5.0
+#: PM2.5 above this multiple of PM10 by this amount (ug m-3) is itself at fault more often than PM10 is.
+GROSS_MULTIPLE, GROSS_AMOUNT = 2.0, 100.0
 
 #: Added before the logarithm, ug m-3: about the instruments' noise, so that 1 against 4 is no great departure.
 LOG_OFFSET = 10.0
@@ -59,7 +64,7 @@ BUDDY = {"radius": [100e3], "num_min": [5], "threshold": 3.5, "max_elev_diff": 5
 BUDDY |= {"min_std": 0.3, "num_iterations": 2}
 
 #: Spatial consistency test: length scales in m; five stations at least, so that an isolated one is left alone.
-SCT = {"num_min": 5, "num_max": 50, "inner_radius": 50e3, "outer_radius": 150e3, "num_iterations": 2}
+SCT = {"num_min": 5, "num_max": 50, "inner_radius": 80e3, "outer_radius": 150e3, "num_iterations": 2}
 SCT |= {"num_min_prof": 1000, "min_elev_diff": 200.0, "min_horizontal_scale": 10e3, "vertical_scale": 500.0}
 SCT_THRESHOLD, SCT_NOISE_RATIO = 9.0, 0.5
 
@@ -106,12 +111,11 @@ def summary(cube: xr.Dataset) -> pd.DataFrame:
 
 def summary_markdown(cube: xr.Dataset) -> str:
     """`summary` as a Markdown table: one row a flag, one column a pollutant, counts with their shares."""
-    table = summary(cube)
-    table["cell"] = [f"{count} ({share:.3%})" for count, share in zip(table["count"], table["share"], strict=True)]
-    wide = table.pivot_table(index="flag", columns="pollutant", values="cell", aggfunc="first")
-    lines = [f"| flag | {' | '.join(POLLUTANTS)} |", "|---" * (len(POLLUTANTS) + 1) + "|"]
-    lines += [f"| {name} | {' | '.join(wide.loc[name, list(POLLUTANTS)])} |" for name in FLAGS]
-    return "\n".join(lines) + "\n"
+    rows = {name: [name] for name in FLAGS}
+    for name, _, count, share in _counts(cube):
+        rows[name].append(f"{count} ({share:.3%})")
+    table = [["flag", *POLLUTANTS], ["---"] * (len(POLLUTANTS) + 1), *rows.values()]
+    return "".join(f"| {' | '.join(row)} |\n" for row in table)
 
 
 def _counts(cube: xr.Dataset) -> Iterator[tuple[str, str, int, float]]:
@@ -158,9 +162,11 @@ def _flat_hours(pollutant: str, values: NDArray[np.float32]) -> NDArray[np.int32
 
 
 def _flag_pm10(values: dict[str, NDArray[np.float32]], bits: dict[str, Bits]) -> None:
-    """Flag PM10 below PM2.5. PM10 alone: neighbours show PM2.5 to be right even when the gap is wide."""
-    below = values["pm10"] < PM10_SHARE * values["pm2p5"] - PM10_AMOUNT
-    bits["pm10"][below & (bits["pm2p5"] == 0)] |= FLAGS["pm10_below_pm2p5"]
+    """Flag PM10 below PM2.5, and PM2.5 too when it is grossly above, where no earlier check flags either."""
+    pm2p5, pm10 = values["pm2p5"], values["pm10"]
+    clean = (bits["pm2p5"] | bits["pm10"]) == 0
+    bits["pm10"][clean & (pm10 < PM10_SHARE * pm2p5 - PM10_AMOUNT)] |= FLAGS["pm10_below_pm2p5"]
+    bits["pm2p5"][clean & (pm2p5 > GROSS_MULTIPLE * pm10 + GROSS_AMOUNT)] |= FLAGS["pm10_below_pm2p5"]
 
 
 def _flag_spatially(cube: xr.Dataset, bits: Bits) -> None:

@@ -26,6 +26,9 @@ Float = NDArray[np.floating]
 #: Ends of the central 90 % interval.
 LOW, MEDIAN, HIGH = 0.05, 0.5, 0.95
 
+#: Variables of a cube that must not be missing on land.
+CONCENTRATIONS = ("pm2p5", "pm2p5_p05", "pm2p5_p50", "pm2p5_p95")
+
 #: Highest hourly PM2.5 that a field may hold, ug m-3; the highest value of the CNEMC record of 2019 is 2,273.
 HIGHEST = 2000.0
 
@@ -283,20 +286,22 @@ def validate(
 
 def _validate_block(block: xr.Dataset, land: NDArray[np.bool_], max_missing: float, where: str) -> Validation:
     observed = block["observation_count"].values > 0
-    on_land = {name: block[name].values[observed][:, land] for name in ("pm2p5", "pm2p5_p05", "pm2p5_p50", "pm2p5_p95")}
-    for name, values in on_land.items():
-        missing = float(np.isnan(values).mean()) if values.size else 0.0
-        if missing > max_missing:
+    missing = {name: _missing(block[name].values[observed][:, land]) for name in CONCENTRATIONS}
+    for name, share in missing.items():
+        if share > max_missing:
             raise ProductError(
                 f"{where}: variable '{name}' from {block['time'].values[0]}: expected at most {max_missing:.2%} "
-                f"of land cells missing; found {missing:.2%}"
+                f"of land cells missing; found {share:.2%}"
             )
     mean = block["pm2p5"].values
     highest = float(np.max(mean, where=~np.isnan(mean), initial=0.0))
     if not highest < HIGHEST:
         raise ProductError(f"{where}: variable 'pm2p5': expected less than {HIGHEST:g} ug m-3; found {highest:g}")
-    missing = float(np.isnan(on_land["pm2p5"]).mean()) if on_land["pm2p5"].size else 0.0
-    return Validation(len(observed), int((~observed).sum()), missing, highest)
+    return Validation(len(observed), int((~observed).sum()), missing["pm2p5"], highest)
+
+
+def _missing(values: Float) -> float:
+    return float(np.isnan(values).mean()) if values.size else 0.0
 
 
 def _together(parts: list[Validation]) -> Validation:

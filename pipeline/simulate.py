@@ -193,10 +193,10 @@ def _check(start: str | datetime | np.datetime64, days: int, n_stations: int) ->
 
 
 def _hours(simulation: Simulation) -> Hours:
-    """UTC starts of all hours simulated: the whole Beijing days that hold [start - 96 h, end), so that no file is cut."""
+    """UTC starts of all hours simulated: whole Beijing days around [start - 96 h, end): no file is cut."""
     first = (simulation.start - LEAD + LABEL).astype("M8[D]").astype("M8[h]")
     last = (simulation.end - np.timedelta64(1, "h") + LABEL).astype("M8[D]").astype("M8[h]")
-    return np.arange(first, last + np.timedelta64(24, "h")) - LABEL
+    return np.arange(first - LABEL, last - LABEL + np.timedelta64(24, "h"))
 
 
 def _place_stations(rng: np.random.Generator, cities: Cities, count: int, bbox: Bbox) -> pd.DataFrame:
@@ -226,9 +226,7 @@ def _near(rng: np.random.Generator, lon: Float, lat: Float, bbox: Bbox) -> tuple
     return x[first, each], y[first, each]
 
 
-def _write_truth(
-    done: Simulation, truth: Truth, grid: Grid, stations: pd.DataFrame, times: Hours, seed: int
-) -> Float:
+def _write_truth(done: Simulation, truth: Truth, grid: Grid, stations: pd.DataFrame, times: Hours, seed: int) -> Float:
     """Run the truth through all hours, write its [start, end) to the grid, and return ``l`` at the stations, (T, S)."""
     lon, lat, _ = grid.points()
     to_grid = truth.lattice.bilinear(lon, lat)
@@ -253,7 +251,7 @@ def _concentration(log_value: Float) -> Float:
 
 def _truth_template(grid: Grid, done: Simulation, seed: int) -> xr.Dataset:
     """Coordinates and attributes of ``truth.nc``."""
-    hours = np.arange(done.start, done.end).astype("int64")
+    hours = np.arange(done.start, done.end).astype("int32")
     attrs = {"standard_name": "time", "units": TIME_UNITS, "calendar": "standard", "axis": "T", "bounds": "time_bnds"}
     template = grid.coords().assign_coords(
         time=("time", hours, attrs), time_bnds=(("time", "bnds"), np.stack([hours, hours + 1], axis=-1))
@@ -268,8 +266,11 @@ def _truth_template(grid: Grid, done: Simulation, seed: int) -> xr.Dataset:
         "instrument_std": f"{INSTRUMENT_STD} ug m-3",
         "comment": "point values at the cell centres, defined over sea too; see docs/explanation/simulation.md",
     }
-    template.encoding = {"unlimited_dims": []}
-    return template
+    for name in template.variables:
+        template[name].encoding["_FillValue"] = None
+        template[name].encoding["coordinates"] = None
+    template.encoding["coordinates"] = None
+    return template.reset_coords([name for name in template.coords if name not in template.dims])
 
 
 def _truth_variable(file: netCDF4.Dataset, grid: Grid) -> netCDF4.Variable:
@@ -298,9 +299,12 @@ def _observe(rng: np.random.Generator, field: Float, times: Hours, stations: pd.
     own = PERSISTENT_STD * rng.standard_normal(count) + FADING_STD * _noise(rng, hours, count, FADING_HOURS)
     seen = field + own
     lon = stations["lon"].to_numpy()
-    pm2p5 = np.maximum(_concentration(seen) + INSTRUMENT_STD * rng.standard_normal((hours, count)), 1.0)
+    pm2p5: Float = np.maximum(_concentration(seen) + INSTRUMENT_STD * rng.standard_normal((hours, count)), 1.0)
     coarse = _gas(rng, _COARSE, seen, times, lon)
-    observed = {"pm2p5": np.round(pm2p5), "pm10": np.round(pm2p5 * rng.lognormal(0, 0.12, pm2p5.shape) + coarse)}
+    observed: dict[str, Float] = {
+        "pm2p5": np.round(pm2p5),
+        "pm10": np.round(pm2p5 * rng.lognormal(0, 0.12, pm2p5.shape) + coarse),
+    }
     for name, gas in _GASES.items():
         observed[name] = np.round(_gas(rng, gas, seen, times, lon), gas.decimals)
     return observed
@@ -370,7 +374,7 @@ _README = """# SIMULATED data
 
 {simulated}. Seed {seed}; truth from {start} to {end} UTC.
 
-- `archive/`: what the simulated network reported, in the layout of the CNEMC archive (Beijing time, hour labels its end)
+- `archive/`: what the simulated network reported, laid out as the CNEMC archive (Beijing time, an hour's end)
 - `stations.csv`: the simulated stations; codes 9001A and up belong to no real station
 - `faults.csv`: faults planted in the archive (UTC starts, half open); random gaps are not listed
 - `truth.nc`: the PM2.5 field that made the observations

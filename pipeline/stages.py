@@ -1,5 +1,7 @@
-"""The stages of a run as plain functions: ingest, quality control, analyse (a calendar month at a time), validate,
-publish. ``flows/reanalysis.py`` calls them in this order, under Prefect; tests call them without.
+"""The stages of a run as plain functions.
+
+Ingest, quality control and analyse (each a calendar month at a time), validate, publish. ``flows/reanalysis.py`` calls
+them in this order, under Prefect; tests call them without.
 """
 
 from __future__ import annotations
@@ -11,14 +13,14 @@ import resource
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
-from pipeline import analyse, export, harmonise, maps, provenance, qc, score, sources, write
+from pipeline import analyse, export, harmonise, maps, provenance, qc, report, score, sources, write
 from pipeline.config import Month, RunConfig, naive
 from pipeline.contract import HOUR
 from pipeline.grid import Grid
@@ -26,15 +28,18 @@ from pipeline.grid import Grid
 logger = logging.getLogger("aqnet")
 
 #: Names in the output folder.
-CUBE, PRODUCTS, MAP, LINEAGE, REPORT = "cube.icechunk", "products", "map.png", "lineage.json", "run.json"
+CUBE, PRODUCTS, LINEAGE, REPORT = "cube.icechunk", "products", "lineage.json", "run.json"
 
-#: Hours before the first that an analysis looks back to.
-LEAD = analyse.LEAD_HOURS * HOUR
+#: What the run makes: analyses of hours from what was known then; see `pipeline.contract.STREAMS`.
+STREAM = "interim"
+
+#: What the first hour looks back to: the analysis' window, and of its first hours the flags, which look back too.
+LEAD = (analyse.LEAD_HOURS + max(hours for levels in qc.FLAT_HOURS.values() for _, hours in levels)) * HOUR
 
 
 @dataclass
 class Stage:
-    """What one stage took: wall seconds, the process' peak memory so far (MiB) and rows (what they are, `unit` says)."""
+    """What one stage took: wall seconds, the process' peak memory so far (MiB), and how many of which `unit`."""
 
     name: str
     period: str
@@ -57,6 +62,7 @@ class Run:
     candidate: write.Candidate
     stages: list[Stage] = field(default_factory=list)
     quality: list[pd.DataFrame] = field(default_factory=list)
+    observed: list[xr.DataArray] = field(default_factory=list)
     validation: score.Validation | None = None
     revision: str | None = None
     files: dict[str, Path] = field(default_factory=dict)
@@ -90,7 +96,8 @@ def begin(config: RunConfig, run_id: str) -> Iterator[Run]:
     start, end = naive(config.start), naive(config.end)
     inputs = sources.input_digests(config.source, config.input, start - LEAD, end)
     lineage = provenance.lineage(config.digest(), inputs, network.digest, run_id)
-    with write.begin(config.out / CUBE, grid, start, end, lineage) as candidate:
+    attrs = lineage | ({"title": config.title} if config.title else {})
+    with write.begin(config.out / CUBE, grid, start, end, attrs) as candidate:
         yield Run(config, run_id, grid, network, inputs, lineage, candidate)
 
 
@@ -111,7 +118,9 @@ def quality_control(run: Run, cube: xr.Dataset, month: Month) -> xr.Dataset:
     """Flag suspect values; none is changed or deleted."""
     with run.measured("quality control", _label(month)) as stage:
         flagged = qc.flag(cube)
-        run.quality.append(qc.summary(flagged))
+        own = flagged.sel(time=slice(month[0], None))
+        run.quality.append(qc.summary(own))
+        run.observed.append(qc.valid(own, "pm2p5"))
         stage.rows, stage.unit = cube.sizes["time"] * cube.sizes["station"], "station hours"
     return flagged
 
@@ -136,57 +145,45 @@ def validate(run: Run) -> None:
 
 
 def publish(run: Run) -> None:
-    """Let readers see the candidate, then cut the downloads from it: NetCDF, map, lineage."""
-    start, end = run.hours
+    """Let readers see the candidate, then cut the downloads from it: NetCDF, maps, lineage, report, checksums."""
     products = run.config.out / PRODUCTS
     with run.measured("publish", _label(run.hours)) as stage:
         run.revision = write.publish(run.candidate)
         cube = write.open_cube(run.candidate.path)
-        netcdf = export.export_netcdf(
-            cube, products, run.config.domain, "interim", run.config.version, start=start, end=end
-        )
-        run.files = {"cube": run.candidate.path} | {path.name: path for path in netcdf}
-        run.files["map"] = maps.summary_figure(cube.sel(time=slice(start, end - HOUR)), products / MAP)
+        run.files["cube"] = run.candidate.path
+        for observed in run.observed:
+            _publish_month(run, cube, observed)
         run.files["lineage"] = provenance.write_lineage(products / LINEAGE, run.lineage, run.inputs)
         stage.rows, stage.unit = len(run.files), "products"
     run.files["report"] = write_report(run, products / REPORT)
     run.files["checksums"] = export.sha256sums(products)
 
 
+def _publish_month(run: Run, cube: xr.Dataset, observed: xr.DataArray) -> None:
+    """Cut NetCDF and map of the hours of `observed` from the published cube."""
+    first, last = observed["time"].values[[0, -1]]
+    domain, version, products = run.config.domain, run.config.version, run.config.out / PRODUCTS
+    for path in export.export_netcdf(cube, products, domain, STREAM, version, start=first, end=last + HOUR):
+        picture = maps.summary_figure(cube.sel(time=slice(first, last)), path.with_suffix(".png"), observed)
+        month = str(first.astype("M8[M]"))
+        run.files |= {f"netcdf {month}": path, f"map {month}": picture}
+
+
 def write_report(run: Run, path: Path) -> Path:
     """Write what the run was and took as JSON, in one step."""
     part = path.with_name(f".{path.name}.part")
-    part.write_text(json.dumps(summary(run), indent=2) + "\n")
+    part.write_text(json.dumps(report.as_dict(run), indent=2) + "\n")
     os.replace(part, path)
     return path
-
-
-def summary(run: Run) -> dict[str, object]:
-    """Everything there is to say about a finished run, ready for JSON."""
-    return {
-        "run_id": run.run_id,
-        "revision": run.revision,
-        "config": run.config.model_dump(mode="json"),
-        "lineage": run.lineage,
-        "stages": [asdict(stage) for stage in run.stages],
-        "validation": asdict(run.validation) if run.validation else None,
-        "quality_control": quality(run).reset_index().to_dict("records"),
-        "files": {name: str(path) for name, path in run.files.items()},
-    }
-
-
-def quality(run: Run) -> pd.DataFrame:
-    """Quality control of all months together; the lead hours of each month are counted with it."""
-    tables = pd.concat(run.quality)
-    return tables.groupby(level=0, sort=False).sum()
 
 
 def _days(run: Run) -> Iterator[xr.Dataset]:
     """The run's hours of the candidate, a UTC day at a time."""
     start, end = run.hours
     cube = run.candidate.open()
-    for day in np.arange(start.astype("M8[D]"), end.astype("M8[h]")):
-        first, last = max(start, day), min(end, day + np.timedelta64(1, "D"))
+    one = np.timedelta64(1, "D")
+    for day in np.arange(start.astype("M8[D]"), end, one):
+        first, last = max(start, day), min(end, day + one)
         yield cube.sel(time=slice(first, last - HOUR))
 
 

@@ -31,7 +31,7 @@ LATTICE_DEGREES = 0.05
 PADDING_KM = 800.0
 
 #: Annual mean of ``l`` on flat open land, and half the difference between mid-January and mid-July.
-BASE, SEASONAL_AMPLITUDE = 3.58, 0.50
+BASE, SEASONAL_AMPLITUDE = 3.55, 0.50
 #: Change of ``l`` a km of elevation; change per km that a place lies below its surroundings (60 km).
 TERRAIN_SLOPE, BASIN_SLOPE, BASIN_KM = -0.40, 0.15, 60.0
 #: ``l`` levels off towards this value (900 ug m-3): an episode saturates.
@@ -113,16 +113,17 @@ class RandomField:
             modes.state = _complex_normal(rng, len(modes.amplitude))
 
     def _spectrum(self, scale: Scale, spacing_km: tuple[float, float]) -> _Modes:
-        """Modes up to 4 / length, where the spectrum exp(-k^2 length^2 / 2) has fallen to 3e-4.
+        """Modes up to 4 / length, where the spectrum exp(-k^2 length^2 / 2) has fallen to 3e-4, without the mean.
 
-        The mean is left out: BASE has it. Columns above 0 stand for themselves and their conjugates; in column 0 both are there, with half the variance.
+        Columns above 0 stand for themselves and their conjugates; in column 0 both are there, with half the variance.
         """
         north = 2 * np.pi * np.fft.fftfreq(self._padded[0], spacing_km[0])[:, None]
         east = 2 * np.pi * np.fft.rfftfreq(self._padded[1], spacing_km[1])[None, :]
         squared = (north**2 + east**2) * scale.length_km**2
-        where = np.nonzero((squared > 0) & (squared < 16))
-        wave = np.stack([east[0, where[1]], north[where[0], 0]], axis=-1)
-        twin = np.where(where[1] == 0, 1.0, 2.0)
+        rows, columns = np.nonzero((squared > 0) & (squared < 16))
+        where = rows, columns
+        wave = np.stack([east[0, columns], north[rows, 0]], axis=-1)
+        twin = np.where(columns == 0, 1.0, 2.0)
         power = np.exp(-squared[where] / 2)
         power *= scale.variance / (twin * power).sum()
         return _Modes(scale, where, wave, np.sqrt(power * 2 / twin))
@@ -132,7 +133,7 @@ class RandomField:
         spectrum = np.zeros((self._padded[0], self._padded[1] // 2 + 1), complex)
         for modes in self._modes:
             spectrum[modes.where] += modes.amplitude * modes.state
-        full = fft.irfft2(spectrum, s=self._padded, norm="forward")
+        full = np.asarray(fft.irfft2(spectrum, s=self._padded, norm="forward"), "float64")
         return full[: self._shape[0], : self._shape[1]]
 
     def advance(self, moved_km: Float) -> None:
@@ -151,15 +152,15 @@ class Lattice:
     @property
     def lat(self) -> Float:
         """Latitudes of the rows, (rows,)."""
-        return self.bbox[1] + self.step * np.arange(self._count(self.bbox[3] - self.bbox[1]))
+        return self._axis(self.bbox[1], self.bbox[3])
 
     @property
     def lon(self) -> Float:
         """Longitudes of the columns, (columns,)."""
-        return self.bbox[0] + self.step * np.arange(self._count(self.bbox[2] - self.bbox[0]))
+        return self._axis(self.bbox[0], self.bbox[2])
 
-    def _count(self, degrees: float) -> int:
-        return int(np.ceil(degrees / self.step - 1e-6)) + 1
+    def _axis(self, low: float, high: float) -> Float:
+        return np.asarray(low + self.step * np.arange(int(np.ceil((high - low) / self.step - 1e-6)) + 1), "float64")
 
     @property
     def km_per_degree(self) -> tuple[float, float]:
@@ -229,7 +230,8 @@ def found_cities(rng: np.random.Generator, bbox: Bbox, count: int, apart_km: flo
     chosen = _thin(np.stack([lon, lat], axis=-1)[order], lattice.km_per_degree, count, apart_km)
     size = np.sort(rng.lognormal(0.0, 0.8, len(chosen)))[::-1]
     shift = rng.uniform(-0.05, 0.05, chosen.shape)
-    return Cities(*(chosen + shift).T, size)
+    lon, lat = (chosen + shift).T
+    return Cities(lon, lat, size)
 
 
 def _thin(points: Float, km_per_degree: tuple[float, float], count: int, apart_km: float) -> Float:

@@ -9,80 +9,28 @@ from __future__ import annotations
 
 import fcntl
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 from uuid import uuid4
 
 import icechunk
 import numpy as np
-import pandas as pd
 import xarray as xr
 import zarr
 from numpy.typing import NDArray
-from zarr.codecs import BloscCodec
 
-from pipeline.contract import FIELD_NAMES, FIELDS, TIME_UNITS, FieldSpec, check_cube
+from pipeline.contract import FIELD_NAMES, FIELDS, check_cube
 from pipeline.errors import ProductError
 from pipeline.grid import Grid, extent
+from pipeline.layout import BLOCK, FILL, GLOBAL_ATTRS, Group, extend, lay, plain, time_coverage, to_hours
 
 log = logging.getLogger("aqnet")
 
 KEEP_BITS = 9
-BLOCK = 24
-CHUNK = 64
-SHARD_CHUNKS = 8
-
-#: What an hour that was never produced holds; every other field is NaN there.
-FILL = {"quality_flag": 255, "stream": -1, "revision": 0, "observation_count": -1}
-
-TIME_ATTRS = {
-    "standard_name": "time",
-    "long_name": "start of the averaging hour, UTC",
-    "units": TIME_UNITS,
-    "calendar": "standard",
-    "units_metadata": "leap_seconds: utc",
-    "axis": "T",
-    "bounds": "time_bnds",
-}
-
-_EACH_HOUR = "nearest_observation_distance quality_flag stream revision observation_count"
-_ANCILLARY = {
-    "pm2p5": f"pm2p5_p05 pm2p5_p50 pm2p5_p95 {_EACH_HOUR}",
-    "pm2p5_p05": _EACH_HOUR,
-    "pm2p5_p50": _EACH_HOUR,
-    "pm2p5_p95": _EACH_HOUR,
-}
-
-_MORE: dict[str, dict[str, str]] = {
-    "quality_flag": {"coverage_content_type": "qualityInformation"},
-    "stream": {"standard_name": "status_flag"},
-    "observation_count": {"standard_name": "number_of_observations"},
-}
-
-_GLOBAL_ATTRS = {
-    "Conventions": "CF-1.11, ACDD-1.3",
-    "title": "AQ-Net hourly gridded PM2.5 reanalysis",
-    "summary": "Hourly mean PM2.5 near the ground on a regular grid, estimated from station observations by a neural "
-    "network with learned nearest-neighbour weights, with the 5th, 50th and 95th percentile of each value, the "
-    "distance to the nearest observation and a quality flag.",
-    "keywords": "EARTH SCIENCE > ATMOSPHERE > AIR QUALITY > PARTICULATES, PM2.5, reanalysis",
-    "keywords_vocabulary": "GCMD Science Keywords",
-    "standard_name_vocabulary": "CF Standard Name Table v86",
-    "source": "AQ-Net analysis of hourly station observations",
-    "processing_level": "gridded analysis of quality-controlled station observations",
-    "cdm_data_type": "Grid",
-    "comment": "Times are the starts of averaging hours in UTC. Sea cells hold no concentration.",
-    "references": "AQ-Net, SCIA 2025, https://arxiv.org/abs/2502.11941",
-    "license": "https://creativecommons.org/licenses/by/4.0/",
-    "creator_name": "aqnet-reanalysis developers",
-    "creator_type": "group",
-    "institution": "aqnet-reanalysis",
-    "project": "aqnet-reanalysis",
-}
 
 
 def bitround(values: NDArray[np.float32], keepbits: int = KEEP_BITS) -> NDArray[np.float32]:
@@ -96,93 +44,6 @@ def bitround(values: NDArray[np.float32], keepbits: int = KEEP_BITS) -> NDArray[
     half = np.uint32((1 << (drop - 1)) - 1) + ((bits >> np.uint32(drop)) & np.uint32(1))
     rounded = (bits + half) & np.uint32((0xFFFFFFFF << drop) & 0xFFFFFFFF)
     return np.where(np.isfinite(values), rounded.view("float32"), values)
-
-
-def to_hours(time: object) -> int:
-    """Hours since 1970-01-01T00 UTC of a date-time (naive is UTC)."""
-    stamp = pd.Timestamp(time)  # type: ignore[arg-type]
-    return int((stamp.tz_convert(None) if stamp.tz else stamp).to_datetime64().astype("datetime64[h]").astype("int64"))
-
-
-def field_attrs(spec: FieldSpec, spatial: tuple[str, str]) -> dict[str, object]:
-    """CF attributes of a cube variable: the contract's, plus its links to the variables that explain it."""
-    attrs = {**spec.attrs, **_MORE.get(spec.name, {})}
-    attrs.setdefault("coverage_content_type", "modelResult" if spec.name in _ANCILLARY else "auxiliaryInformation")
-    if spec.name in _ANCILLARY:
-        attrs["ancillary_variables"] = _ANCILLARY[spec.name]
-    if spec.gridded:
-        attrs["grid_mapping"] = "crs"
-        if spatial == ("y", "x"):
-            attrs["coordinates"] = "lat lon"
-    return attrs
-
-
-def time_coverage(hours: NDArray[np.int64]) -> dict[str, str]:
-    """ACDD-1.3 ``time_coverage_*`` attributes of ascending hours since 1970-01-01; the end is that of the last hour."""
-    first, last = np.array([hours[0], hours[-1] + 1]).astype("datetime64[h]").astype("datetime64[s]")
-    return {
-        "time_coverage_start": f"{first}Z",
-        "time_coverage_end": f"{last}Z",
-        "time_coverage_duration": f"PT{int(hours[-1] - hours[0]) + 1}H",
-        "time_coverage_resolution": "PT1H",
-    }
-
-
-def lay(group: zarr.Group, coords: xr.Dataset, hours: NDArray[np.int64]) -> None:
-    """Lay the empty cube: coordinates of the grid, the hours, and every field at its fill value."""
-    spatial = ("y", "x") if "y" in coords.dims else ("lat", "lon")
-    for name, variable in coords.variables.items():
-        _create(group, str(name), variable.dims, variable.shape, variable.dtype, variable.attrs)[...] = variable.values
-    shape = tuple(coords.sizes[name] for name in spatial)
-    _create(group, "time", ("time",), (0,), "int64", TIME_ATTRS)
-    _create(group, "time_bnds", ("time", "bnds"), (0, 2), "int64", {})
-    for spec in FIELDS:
-        size = (0, *shape) if spec.gridded else (0,)
-        _create(group, spec.name, spec.dims(spatial), size, spec.dtype, field_attrs(spec, spatial), FILL.get(spec.name))
-    extend(group, hours)
-
-
-def _create(
-    group: zarr.Group,
-    name: str,
-    dims: Iterable[object],
-    shape: tuple[int, ...],
-    dtype: object,
-    attrs: Mapping[str, object],
-    fill: int | None = None,
-) -> zarr.Array:
-    """One Zarr array. Fields are sharded: a day by up to 512 x 512 cells a shard, day by 64 x 64 a chunk."""
-    layout: dict[str, object] = {"chunks": tuple(max(1, size) for size in shape)}
-    if len(shape) == 3 and shape[0] == 0:
-        chunks = [min(CHUNK, size) for size in shape[1:]]
-        counts = [min(SHARD_CHUNKS, -(-size // chunk)) for size, chunk in zip(shape[1:], chunks, strict=True)]
-        shards = (BLOCK, *(count * chunk for count, chunk in zip(counts, chunks, strict=True)))
-        layout = {"chunks": (BLOCK, *chunks), "shards": shards, "compressors": [_codec()]}
-    elif shape and shape[0] == 0:
-        layout = {"chunks": (366 * BLOCK if name.startswith("time") else BLOCK, *shape[1:])}
-    if fill is None:
-        fill = np.nan if np.dtype(dtype).kind == "f" else 0
-    return group.create_array(
-        name, shape=shape, dtype=dtype, fill_value=fill, dimension_names=dims, attributes=plain(attrs), **layout
-    )
-
-
-def _codec() -> BloscCodec:
-    return BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle")
-
-
-def plain(attrs: Mapping[str, object]) -> dict[str, object]:
-    """Attributes as JSON can hold them."""
-    return {name: value.tolist() if isinstance(value, np.ndarray | np.generic) else value for name, value in attrs.items()}
-
-
-def extend(group: zarr.Group, hours: NDArray[np.int64]) -> None:
-    """Give every variable with a time dimension the length of ``hours`` and write the time axis; never shortens."""
-    for _, array in group.arrays():
-        if (array.metadata.dimension_names or ("",))[0] == "time":
-            array.resize((len(hours), *array.shape[1:]))
-    group["time"][:] = hours
-    group["time_bnds"][:] = np.stack([hours, hours + 1], axis=-1)
 
 
 @dataclass
@@ -208,7 +69,7 @@ class Candidate:
     hours: tuple[int, int]
     repo: icechunk.Repository
     base: str
-    published: zarr.Group | None
+    published: Group | None
     session: icechunk.Session
     lock: IO[str]
 
@@ -228,7 +89,7 @@ class Candidate:
         return f"candidate-{self.run_id}"
 
     @property
-    def group(self) -> zarr.Group:
+    def group(self) -> Group:
         """Root of the candidate's arrays."""
         return zarr.open_group(self.session.store, mode="r+")
 
@@ -305,7 +166,7 @@ def _clean(repo: icechunk.Repository) -> None:
         repo.garbage_collect(datetime.now(UTC))
 
 
-def _published(repo: icechunk.Repository) -> zarr.Group | None:
+def _published(repo: icechunk.Repository) -> Group | None:
     """Root group of ``main``, or None before the first publication."""
     store = repo.readonly_session("main").store
     try:
@@ -328,29 +189,33 @@ def _lay_or_extend(candidate: Candidate, attrs: Mapping[str, str]) -> None:
     group.attrs.update(_global_attrs(candidate, attrs))
 
 
-def _check_same(candidate: Candidate, old: zarr.Group) -> None:
+def _check_same(candidate: Candidate, old: Group) -> None:
     """Raise when the run does not fit the published cube."""
     path, coords = candidate.path, candidate.grid.coords()
     for name in (*candidate.grid.spatial, "crs"):
         same = name in old and old[name].shape == coords[name].shape and np.array_equal(old[name][...], coords[name])
         if not same or plain(coords[name].attrs) != {**old[name].attrs}:
-            raise ProductError(f"{path}: the cube is on another grid ('{name}' differs); keep the bbox, resolution and "
-                               f"crs it was begun with, or write to another folder")
+            raise ProductError(
+                f"{path}: the cube is on another grid ('{name}' differs); keep the bbox, resolution and "
+                f"crs it was begun with, or write to another folder"
+            )
     begins = int(old["time"][0])
     if candidate.hours[0] < begins:
         found, first = (np.datetime64(hour, "h") for hour in (candidate.hours[0], begins))
-        raise ProductError(f"{path}: the cube begins at {first} and cannot grow backwards; the run starts at {found}; "
-                           f"write the whole period to another folder, earliest run first")
+        raise ProductError(
+            f"{path}: the cube begins at {first} and cannot grow backwards; the run starts at {found}; "
+            f"write the whole period to another folder, earliest run first"
+        )
 
 
-def _global_attrs(candidate: Candidate, attrs: Mapping[str, str]) -> dict[str, object]:
+def _global_attrs(candidate: Candidate, attrs: Mapping[str, str]) -> dict[str, Any]:
     """Return CF and ACDD attributes of the revision; the run's own win."""
     now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     first, last = (np.datetime64(hour, "h") for hour in candidate.hours)
     line = f"{now} aqnet run {candidate.run_id}: hours {first} to {last}, revision {candidate.revision}"
     earlier = candidate.published.attrs.get("history") if candidate.published is not None else None
     return {
-        **_GLOBAL_ATTRS,
+        **GLOBAL_ATTRS,
         **extent(candidate.grid.coords()),
         "date_created": now,
         **plain(attrs),
@@ -383,7 +248,7 @@ def write_block(candidate: Candidate, block: xr.Dataset) -> None:
         group[name][at] = array
 
 
-def _stored(values: NDArray[np.generic]) -> NDArray[np.generic]:
+def _stored(values: NDArray[Any]) -> NDArray[Any]:
     return bitround(values) if values.dtype == np.float32 else values
 
 
@@ -396,26 +261,28 @@ def _check_place(candidate: Candidate, block: xr.Dataset) -> NDArray[np.int64]:
     hours = block["time"].values.astype("datetime64[h]").astype("int64")
     first, last = candidate.hours
     if len(hours) == 0 or hours[0] < first or hours[-1] >= last or hours[0] // BLOCK != hours[-1] // BLOCK:
-        raise ProductError(f"{where}: coordinate 'time' must be hours of one UTC day within the run; "
-                           f"found {len(hours)} from {block['time'].values[:1]}")
+        raise ProductError(
+            f"{where}: coordinate 'time' must be hours of one UTC day within the run; "
+            f"found {len(hours)} from {block['time'].values[:1]}"
+        )
     return hours
 
 
-def _revision(old: zarr.Group | None, new: Mapping[str, NDArray[np.generic]], at: slice) -> NDArray[np.int32]:
+def _revision(old: Group | None, new: Mapping[str, NDArray[Any]], at: slice) -> NDArray[np.int32]:
     """Return the published revision of each hour, one more where any value differs; 1 where none was published."""
     revision = np.ones(at.stop - at.start, "int32")
-    known = max(0, min(at.stop, old["time"].shape[0]) - at.start) if old is not None else 0
-    if known:
-        past = slice(at.start, at.start + known)
-        same = np.ones(known, bool)
-        for name, values in new.items():
-            if name != "revision":
-                same &= _equal_hours(old[name][past], values[:known])
-        revision[:known] = np.where(same, old["revision"][past], old["revision"][past] + 1)
+    if old is None or old["time"].shape[0] <= at.start:
+        return revision
+    past = slice(at.start, min(at.stop, old["time"].shape[0]))
+    known = past.stop - past.start
+    same = np.ones(known, bool)
+    for name in set(new) - {"revision"}:
+        same &= _equal_hours(old[name][past], new[name][:known])
+    revision[:known] = np.where(same, old["revision"][past], old["revision"][past] + 1)
     return revision
 
 
-def _equal_hours(old: NDArray[np.generic], new: NDArray[np.generic]) -> NDArray[np.bool_]:
+def _equal_hours(old: NDArray[Any], new: NDArray[Any]) -> NDArray[np.bool_]:
     equal = old == new
     if old.dtype.kind == "f":
         equal |= np.isnan(old) & np.isnan(new)

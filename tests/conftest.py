@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+if TYPE_CHECKING:
+    from pipeline.simulate import Simulation
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -32,6 +36,29 @@ def one_torch_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of an untrained network, which starts near kriging: what a test of plumbing needs, and always there."""
+    import torch
+
+    from model import checkpoint
+    from model.aqnet import AQNet, AQNetConfig
+
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "untrained.safetensors"
+    checkpoint.save(AQNet(AQNetConfig()), path, {"seed": 0})
+    return path
+
+
+@pytest.fixture(scope="session")
+def small_simulation(tmp_path_factory: pytest.TempPathFactory) -> Simulation:
+    """Four SIMULATED days, from the last of a month, of 40 stations in 3 by 3 degrees."""
+    from pipeline.simulate import simulate
+
+    out = tmp_path_factory.mktemp("simulated")
+    return simulate(out, start="2019-11-30", days=4, bbox=(110.0, 36.0, 113.0, 39.0), n_stations=40)
 
 
 @pytest.fixture(scope="session")

@@ -45,7 +45,7 @@ def simulate(variogram: Variogram, lon: Array, lat: Array, hours: int, rng: np.r
 
 @pytest.fixture(scope="module")
 def network() -> tuple[Observations, Points, Array]:
-    """120 stations, 30 points, 300 hours of the field `TRUE`, one value in twenty missing; and log truth at the points."""
+    """120 stations with a value in twenty missing, 30 points, 300 hours of the field `TRUE`; log truth at points."""
     rng = np.random.default_rng(1)
     lon, lat = places(rng, 150)
     field = simulate(TRUE, lon, lat, 300, rng)
@@ -248,6 +248,8 @@ def test_oi_keeps_a_constant_and_its_background_far_away():
 
 def test_oi_beats_the_mean_and_trails_the_true_kriging(network):
     observations, points, truth = network
+    observations = replace(observations, values=observations.values[:, :60], hours=observations.hours[:60])
+    truth = truth[:60]
     error = {
         name: np.abs(np.log1p(method(observations, points).mean) - truth).mean()
         for name, method in (("oi", baseline.gridpp_oi), ("mean", baseline.hourly_mean))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from pipeline.contract import HOUR, UNITS, check_station_table
 from pipeline.errors import ConfigError, InputError
+from pipeline.harmonise import utc_hour
 from pipeline.sources import cnemc, table
 from pipeline.sources.archive import Member, digests
 from pipeline.sources.csvfile import Truncated
@@ -57,8 +59,8 @@ def read(
     source: str,
     path: Path,
     stations: Path | None,
-    start: np.datetime64,
-    end: np.datetime64,
+    start: np.datetime64 | datetime,
+    end: np.datetime64 | datetime,
     bbox: BBox | None,
     truncated: Truncated = "error",
 ) -> Iterator[pd.DataFrame]:
@@ -85,7 +87,7 @@ def read(
         When an input is not what was declared, no file covers the period, or no station lies inside `bbox`.
     """
     spec = _source(source)
-    first, last = np.datetime64(start, "h"), np.datetime64(end, "h")
+    first, last = utc_hour(start), utc_hour(end)
     seen = _Seen(Path(path), first, last, bbox)
     for found in spec.reader(Path(path), stations and Path(stations), first, last, truncated):
         clipped = seen.clip(check_station_table(found, str(path)))
@@ -94,9 +96,11 @@ def read(
     seen.check()
 
 
-def input_digests(source: str, path: Path, start: np.datetime64, end: np.datetime64) -> dict[str, str]:
+def input_digests(
+    source: str, path: Path, start: np.datetime64 | datetime, end: np.datetime64 | datetime
+) -> dict[str, str]:
     """SHA-256 of the files (of a zip: its members' own bytes) that a read of [start, end) uses, by name, sorted."""
-    return digests(_source(source).find(Path(path), np.datetime64(start, "h"), np.datetime64(end, "h")))
+    return digests(_source(source).find(Path(path), utc_hour(start), utc_hour(end)))
 
 
 def _source(name: str) -> Source:

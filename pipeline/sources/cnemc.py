@@ -134,7 +134,9 @@ def read(
         layout = _layout(file)
         table, lost = layout(file, station_list, truncated)
         unknown |= dict.fromkeys(lost, member.label)
-        yield table.assign(source_file=pd.Categorical.from_codes(np.zeros(len(table), "i1"), [member.label]))
+        yield table.assign(
+            source_file=pd.Categorical.from_codes(np.zeros(len(table), "int8"), pd.Index([member.label]))
+        )
     if unknown:
         codes = list(unknown)
         log.warning("%s: no line for %d codes, left out: %s", list_path, len(codes), _some(codes))
@@ -159,8 +161,10 @@ def _read_wide(file: CsvFile, stations: StationList | None, truncated: Truncated
     if stations is None:
         raise InputError(f"{file.where}: expected a station list, because the file has no coordinates; found none")
     codes = list(dict.fromkeys(name for name in file.header()[3:] if name))
+    if not codes:
+        raise InputError(f"{file.where}, line 1: expected station codes after date,hour,type; found none")
     values, hours = _wide_values(file, codes, truncated)  # (T, S, P), (T,)
-    reports = np.isfinite(values[:, :, 0]).any(axis=0)
+    reports = np.logical_or.reduce(np.isfinite(values[:, :, 0]), axis=0)
     places, lost = stations.coordinates(codes, reports, file.where)
     keep = np.isfinite(values).any(axis=2) & places["lon"].notna().to_numpy()
     at_hour, at_station = np.nonzero(keep)
@@ -224,8 +228,8 @@ def _refuse(file: CsvFile, column: str, bad: pd.Series, expected: str, values: p
         raise InputError(f"{where}: expected {expected}; found '{values[row]}'")
 
 
-def _station_names(at_station: NDArray[np.intp], codes: list[str]) -> pd.Categorical:
-    return pd.Categorical.from_codes(at_station, [f"cnemc:{code}" for code in codes])
+def _station_names(at_station: NDArray[np.intp], codes: list[str]) -> pd.Series:
+    return pd.Series(pd.Categorical.from_codes(at_station, pd.Index([f"cnemc:{code}" for code in codes])))
 
 
 def _span(name: str) -> tuple[np.datetime64, np.datetime64] | None:

@@ -113,7 +113,9 @@ class CsvFile:
                         f"{self.where}, line {line}, column '{column}': expected {expected}; found '{text}'"
                     )
         reason = str(error).splitlines()[0]
-        return InputError(f"{self.where}: expected CSV rows under the header; found {reason} ({len(broken)} broken rows)")
+        return InputError(
+            f"{self.where}: expected CSV rows under the header; found {reason} ({len(broken)} broken rows)"
+        )
 
 
 def _conversion(types: Mapping[str, pa.DataType]) -> pacsv.ConvertOptions:

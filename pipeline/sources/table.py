@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from pipeline.contract import POLLUTANTS, TABLE_REQUIRED
 from pipeline.errors import InputError
-from pipeline.sources.archive import Member, members
+from pipeline.sources.archive import Member, contents, members
 from pipeline.sources.csvfile import CsvFile, Truncated
 
 SUFFIXES = (".parquet", ".csv")
@@ -30,8 +30,9 @@ def read(
 ) -> Iterator[pd.DataFrame]:
     """Yield one StationTable a CSV, or a million rows of a Parquet file; see `pipeline.sources.read`."""
     for member in find_members(path, start, end):
-        for table in _read_file(member.container, truncated):
-            yield table.assign(source_file=pd.Categorical.from_codes(np.zeros(len(table), "i1"), [member.label]))
+        for found in _read_member(member, truncated):
+            label = pd.Categorical.from_codes(np.zeros(len(found), "int8"), pd.Index([member.label]))
+            yield found.astype({"station": "category"}).assign(source_file=label)
 
 
 def read_table(path: Path, truncated: Truncated = "error") -> pd.DataFrame:
@@ -53,7 +54,10 @@ def read_table(path: Path, truncated: Truncated = "error") -> pd.DataFrame:
     InputError
         Naming the file and the line (CSV) or row (Parquet), the column, what was expected and what was found.
     """
-    return pd.concat(_read_file(path, truncated), ignore_index=True)
+    tables = list(_read_member(Member(_require_file(path)), truncated))
+    if not sum(map(len, tables)):
+        raise InputError(f"{path}: expected at least one observation; found no rows")
+    return pd.concat(tables, ignore_index=True)
 
 
 def read_points(path: Path) -> pd.DataFrame:
@@ -64,7 +68,7 @@ def read_points(path: Path) -> pd.DataFrame:
     InputError
         Naming the line and column that is missing, empty, out of range or, for ``station``, there twice.
     """
-    file = CsvFile(str(path), _bytes(path))
+    file = CsvFile(str(path), _require_file(path).read_bytes())
     _require(file.where, file.header(), ("station", "lon", "lat"))
     numbers = dict.fromkeys(("lon", "lat", "elevation"), pa.float64())
     points = file.read({"station": pa.string()} | numbers).to_pandas()
@@ -76,15 +80,14 @@ def read_points(path: Path) -> pd.DataFrame:
     return points
 
 
-def _read_file(path: Path, truncated: Truncated) -> Iterator[pd.DataFrame]:
-    if path.suffix.lower() == ".parquet":
-        yield from _read_parquet(path)
+def _read_member(member: Member, truncated: Truncated) -> Iterator[pd.DataFrame]:
+    if member.base.lower().endswith(".parquet"):
+        yield from _read_parquet(member.container)
     else:
-        yield _read_csv(CsvFile(str(path), _bytes(path)), truncated)
+        yield from (_read_csv(file, truncated) for _, file in contents([member]))
 
 
 def _read_parquet(path: Path) -> Iterator[pd.DataFrame]:
-    _require_file(path)
     try:
         file = pq.ParquetFile(path)
     except pa.ArrowInvalid as error:
@@ -120,7 +123,7 @@ def _checked(frame: pd.DataFrame, place: _Place) -> pd.DataFrame:
     time = _utc(frame["time"])
     _refuse(frame["time"], time.isna(), "an ISO 8601 time", place)
     _refuse(frame["time"], time != time.dt.floor("h"), "the start of an hour", place)
-    for name in frame.columns.intersection(_NUMBERS):
+    for name in frame.columns.intersection(list(_NUMBERS)):
         if not pd.api.types.is_numeric_dtype(frame[name]):
             raise InputError(f"{place(0)}, column '{name}': expected numbers; found {frame[name].dtype}")
     _check_places(frame, place)
@@ -152,10 +155,6 @@ def _require(where: str, found: list[str], needed: tuple[str, ...] = TABLE_REQUI
         if name not in found:
             raise InputError(f"{where}: expected the columns {', '.join(needed)}; '{name}' is missing")
     return [name for name in ("time", "station", *_NUMBERS) if name in found]
-
-
-def _bytes(path: Path) -> bytes:
-    return _require_file(path).read_bytes()
 
 
 def _require_file(path: Path) -> Path:

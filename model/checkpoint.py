@@ -1,0 +1,55 @@
+"""Weights on disk: a safetensors state_dict and a JSON file beside it. Never a pickled class."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from model.aqnet import AQNet, AQNetConfig
+
+#: Where the shipped weights lie; `DEFAULT` is seed 0, chosen before any of them was scored.
+SHIPPED = Path(__file__).parent / "weights"
+DEFAULT = SHIPPED / "aqnet-seed0.safetensors"
+
+
+def save(network: AQNet, path: Path, training: dict[str, object]) -> None:
+    """Write `path` (safetensors) and `path` with suffix .json (sizes, normalisation, how it was trained)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, temporary)
+    os.replace(temporary, path)
+    described = {"config": asdict(network.config), "training": training, "sha256": digest(path)}
+    temporary.write_text(json.dumps(described, indent=1) + "\n")
+    os.replace(temporary, path.with_suffix(".json"))
+
+
+def load(path: Path = DEFAULT) -> AQNet:
+    """Read weights and return the network in evaluation mode.
+
+    Raises
+    ------
+    ValueError
+        One line naming the file when either file is missing or unreadable, or the weights are not the ones described.
+    """
+    try:
+        described = json.loads(path.with_suffix(".json").read_text())
+        config = AQNetConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in described["config"].items()})
+        state = load_file(path)
+    except (OSError, KeyError, TypeError, json.JSONDecodeError, SafetensorError) as error:
+        raise ValueError(f"{path}: expected AQ-Net weights with a .json beside them; found {error}") from error
+    if described.get("sha256") != digest(path):
+        raise ValueError(f"{path}: SHA-256 expected {described.get('sha256')}; found {digest(path)}")
+    network = AQNet(config)
+    network.load_state_dict(state)
+    return network.eval()
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()

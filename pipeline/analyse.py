@@ -1,0 +1,191 @@
+"""StationCube -> AQ-Net -> field on a grid or estimates at points: where the pipeline meets the network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from numpy.typing import NDArray
+
+from model import checkpoint, infer
+from model.aqnet import AQNet
+from model.windows import Observations, Points
+from pipeline import export, qc
+from pipeline.contract import HOUR, POLLUTANTS, QUALITY_BITS, STREAMS, check_station_cube
+from pipeline.errors import ConfigError, InputError
+from pipeline.grid import Grid, terrain
+from pipeline.harmonise import to_cube
+from pipeline.sources import table
+
+#: Hours before a UTC day that its estimates depend on, at most.
+LEAD_HOURS = 48
+
+#: Published quantiles and the variables they go to.
+QUANTILES = {"pm2p5_p05": 0.05, "pm2p5_p50": 0.5, "pm2p5_p95": 0.95}
+
+#: Farther than this from a valid observation an estimate is marked as extrapolated: training reached no farther.
+EXTRAPOLATED_KM = 200.0
+
+#: With fewer valid observations in the hour every estimate is marked.
+FEW_OBSERVATIONS = 10
+
+
+@dataclass(frozen=True)
+class Network:
+    """A trained network and the SHA-256 of its weights."""
+
+    aqnet: AQNet
+    digest: str
+
+
+def load(weights: Path | None = None) -> Network:
+    """Load weights, the shipped ones by default.
+
+    Raises
+    ------
+    ConfigError
+        Naming the file, when it does not hold weights of this network.
+    """
+    path = weights or checkpoint.DEFAULT
+    try:
+        network = Network(checkpoint.load(path), checkpoint.digest(path))
+    except ValueError as problem:
+        raise ConfigError(str(problem)) from problem
+    if network.aqnet.config.lead_hours > LEAD_HOURS:
+        found = network.aqnet.config.lead_hours
+        raise ConfigError(f"{path}: expected a network that looks back {LEAD_HOURS} hours or less; found {found}")
+    return network
+
+
+def observations(cube: xr.Dataset) -> Observations:
+    """Arrays of a flagged StationCube, rejected values as NaN."""
+    values = np.stack([qc.valid(cube, name).values for name in POLLUTANTS]).astype(np.float32)
+    place = (cube[name].values.astype(np.float64) for name in ("lon", "lat", "elevation"))
+    return Observations(hours_since_1970(cube["time"].values), values, *place)
+
+
+def hours_since_1970(time: NDArray[np.datetime64]) -> NDArray[np.int64]:
+    """Whole hours since 1970-01-01T00 UTC."""
+    return time.astype("datetime64[h]").astype(np.int64)
+
+
+def fields(
+    cube: xr.Dataset, grid: Grid, start: np.datetime64, end: np.datetime64, network: Network
+) -> Iterator[xr.Dataset]:
+    """Estimate every land cell, one UTC day at a time, so that memory does not grow with the period.
+
+    Parameters
+    ----------
+    cube : flagged StationCube over [start, end) and the `LEAD_HOURS` before.
+    grid : target grid.
+    start, end : hours to make, UTC, half open.
+    network : from `load`.
+
+    Yields
+    ------
+    Dataset
+        The hours of a UTC day as `pipeline.contract.check_cube` wants them; float fields are NaN at sea.
+    """
+    check_station_cube(cube)
+    record = observations(cube.sel(time=slice(None, end - HOUR)))
+    land = grid.land.ravel()
+    places = Points(*(axis[land] for axis in grid.points()))
+    first = int(np.searchsorted(cube["time"].values, start.astype(cube["time"].dtype)))
+    for block in infer.day_blocks(network.aqnet, record, places, tuple(QUANTILES.values()), first):
+        yield _field(block, cube["time"].values[block.hours], grid, land)
+
+
+def _field(block: infer.Block, time: NDArray[np.datetime64], grid: Grid, land: NDArray[np.bool_]) -> xr.Dataset:
+    """One block on the grid."""
+    dims = ("time", *grid.spatial)
+    shape = (len(time), *grid.shape)
+
+    def on_grid(values: NDArray[np.float32]) -> NDArray[np.float32]:
+        whole = np.full((len(time), land.size), np.nan, np.float32)
+        whole[:, land] = values
+        return whole.reshape(shape)
+
+    given = dict(zip(QUANTILES, block.quantiles, strict=True))
+    given = {"pm2p5": block.mean, **given, "nearest_observation_distance": block.distance}
+    data = {name: (dims, on_grid(values)) for name, values in given.items()}
+    hourly = {"stream": np.full(len(time), STREAMS["interim"], "int8"), "revision": np.zeros(len(time), "int32")}
+    hourly["observation_count"] = block.count.astype("int32")
+    flags = (dims, _quality(data["nearest_observation_distance"][1], block.count, land.reshape(grid.shape)))
+    coords = {"time": time, grid.spatial[0]: grid.y, grid.spatial[1]: grid.x}
+    return xr.Dataset(data | {"quality_flag": flags} | {k: (("time",), v) for k, v in hourly.items()}, coords)
+
+
+def _quality(
+    distance: NDArray[np.float32], count: NDArray[np.int64], land: NDArray[np.bool_]
+) -> NDArray[np.uint8]:
+    """Bits of `QUALITY_BITS` (time, rows, columns)."""
+    flag = np.zeros(distance.shape, np.uint8)
+    flag[:, ~land] |= QUALITY_BITS["sea"]
+    flag[land & ~(distance <= EXTRAPOLATED_KM)] |= QUALITY_BITS["extrapolated"]
+    flag[(count < FEW_OBSERVATIONS)[:, None, None] & land] |= QUALITY_BITS["few_observations"]
+    return flag
+
+
+# ---- at points ----
+
+
+def estimate(
+    input_path: Path,
+    points_path: Path,
+    start: np.datetime64,
+    end: np.datetime64,
+    output: Path,
+    weights: Path | None = None,
+) -> Path:
+    """Estimate PM2.5 at points for every hour in [start, end) and write a table: `aqnet estimate`.
+
+    Parameters
+    ----------
+    input_path : StationTable, CSV or Parquet.
+    points_path : CSV with ``station, lon, lat`` and, where known, ``elevation``.
+    output : ``.csv``, ``.parquet`` or ``.nc``; columns time, station, pm2p5, pm2p5_p05, pm2p5_p50, pm2p5_p95,
+        nearest_observation_distance.
+
+    Raises
+    ------
+    InputError, ConfigError
+        Naming the file and what is wrong with it.
+    """
+    network = load(weights)
+    points = table.read_points(points_path)
+    lead = start - (LEAD_HOURS + qc.LOOKBACK_HOURS) * HOUR
+    cube = qc.flag(to_cube([table.read_table(input_path)], lead, end))
+    if not np.isfinite(qc.valid(cube, "pm2p5").values).any():
+        raise InputError(f"{input_path}: no valid PM2.5 between {lead} and {end} UTC")
+    export.write_table(at_points(cube, points, start, network), output)
+    return output
+
+
+def at_points(cube: xr.Dataset, points: pd.DataFrame, start: np.datetime64, network: Network) -> pd.DataFrame:
+    """Estimate the hours of a flagged StationCube from `start` at points (columns station, lon, lat[, elevation]).
+
+    Returns
+    -------
+    DataFrame
+        One row an hour and point, by time and then in the points' order; ug m-3 and km.
+    """
+    record = observations(cube)
+    first = int(np.searchsorted(cube["time"].values, start.astype(cube["time"].dtype)))
+    lon, lat = points["lon"].to_numpy(float), points["lat"].to_numpy(float)
+    ground = terrain(lon, lat).astype(float)
+    if "elevation" in points:
+        ground = points["elevation"].fillna(pd.Series(ground, points.index)).to_numpy(float)
+    blocks = list(
+        infer.day_blocks(network.aqnet, record, Points(lon, lat, ground), tuple(QUANTILES.values()), first)
+    )
+    columns = {"pm2p5": np.concatenate([block.mean for block in blocks])}
+    for n, name in enumerate(QUANTILES):
+        columns[name] = np.concatenate([block.quantiles[n] for block in blocks])
+    columns["nearest_observation_distance"] = np.concatenate([block.distance for block in blocks])
+    time = cube["time"].values[first:]
+    keys = {"time": np.repeat(time, len(points)), "station": np.tile(points["station"].to_numpy(), len(time))}
+    return pd.DataFrame(keys | {name: values.ravel() for name, values in columns.items()})

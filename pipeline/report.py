@@ -1,0 +1,60 @@
+"""What a finished run took, found and made: for people (text, Markdown) and for scripts (a plain dictionary)."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from pipeline.score import markdown
+
+if TYPE_CHECKING:
+    from pipeline.stages import Run
+
+
+def as_dict(run: Run) -> dict[str, Any]:
+    """Everything there is to say about a run, ready for JSON."""
+    return {
+        "run_id": run.run_id,
+        "revision": run.revision,
+        "config": run.config.model_dump(mode="json"),
+        "lineage": run.lineage,
+        "stages": [asdict(stage) for stage in run.stages],
+        "quality_control": quality(run).to_dict("index"),
+        "validation": asdict(run.validation) if run.validation else None,
+        "files": {name: str(path) for name, path in run.files.items()},
+    }
+
+
+def as_markdown(run: Run) -> str:
+    """Stages, quality control, validation and files, each under its heading."""
+    found = pd.DataFrame([asdict(run.validation)] if run.validation else [])
+    files = "".join(f"- {name}: [{path.name}]({path.resolve().as_uri()})\n" for name, path in run.files.items())
+    start, end = run.hours
+    parts = {
+        f"Reanalysis {start} to {end} UTC": f"Revision {run.revision or 'unchanged'}, run {run.run_id}\n",
+        "Stages": markdown(stages(run)),
+        "Quality control: values flagged": markdown(quality(run)),
+        "Validation": markdown(found.set_index("hours")),
+        "Files": files,
+    }
+    return "\n".join(f"## {title}\n\n{body}" for title, body in parts.items())
+
+
+def as_text(run: Run) -> str:
+    """Stages and files, for a terminal."""
+    revision = run.revision or "nothing changed"
+    files = "\n".join(f"  {name:12} {path}" for name, path in run.files.items())
+    return f"{stages(run).to_string(float_format='{:.1f}'.format)}\n\nPublished: {revision}\n{files}"
+
+
+def stages(run: Run) -> pd.DataFrame:
+    """One row a stage and period: seconds, peak memory of the process so far, rows."""
+    return pd.DataFrame([asdict(stage) for stage in run.stages]).set_index("name").rename_axis("stage")
+
+
+def quality(run: Run) -> pd.DataFrame:
+    """Count the flags of all months, a row a flag and a column a pollutant."""
+    counts = pd.concat(run.quality)
+    return counts.pivot_table(index="flag", columns="pollutant", values="count", aggfunc="sum", sort=False)

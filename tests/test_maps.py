@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+from matplotlib.image import imread
+from numpy.typing import NDArray
+
+from pipeline import maps
+from pipeline.errors import ProductError
+from pipeline.grid import Grid
+
+CHINA = (105.0, 32.0, 125.0, 45.0)
+
+
+def distance_to(lines: list[NDArray[np.float64]], lon: float, lat: float) -> float:
+    """Degrees from a point to the nearest vertex."""
+    return min(float(np.hypot(*(line - [lon, lat]).T).min()) for line in lines)
+
+
+def some_field(grid: Grid, **attrs: str) -> xr.DataArray:
+    lon, lat = grid.lon_lat()
+    values = (60 + 50 * np.sin(lon) + 40 * np.cos(lat)).astype("float32")
+    return grid.coords().assign(field=(grid.spatial, values, attrs))["field"]
+
+
+def some_cube(grid: Grid, **attrs: str) -> xr.Dataset:
+    field = some_field(grid)
+    times = np.arange("2020-01-01", "2020-01-02", dtype="M8[h]").astype("M8[ns]")
+    mean = field.expand_dims(time=times) * xr.DataArray(np.linspace(0.5, 2, 24), dims="time")
+    distance = xr.full_like(mean, 0) + 5 * abs(field - 60)
+    values = {"pm2p5": mean, "pm2p5_p05": 0.5 * mean, "pm2p5_p95": 1.8 * mean, "nearest_observation_distance": distance}
+    return xr.Dataset(values, attrs=attrs)
+
+
+def colours(path: Path, left: float, right: float, top: float, bottom: float) -> int:
+    """Number of different colours in a part of a picture, in shares of its width and height."""
+    image = (imread(path)[:, :, :3] * 255).astype("uint32")
+    rows, columns = image.shape[:2]
+    part = image[int(top * rows) : int(bottom * rows), int(left * columns) : int(right * columns)]
+    return len(np.unique(part @ np.array([1, 256, 65536], "uint32")))
+
+
+@pytest.mark.parametrize(("lon", "lat"), [(120.3, 36.07), (121.65, 38.90), (119.60, 39.93), (126.62, 37.45)])
+def test_coast_passes_known_harbours(lon: float, lat: float) -> None:
+    assert distance_to(maps.coastlines((105, 32, 128, 45)), lon, lat) < 0.1
+
+
+def test_coast_is_not_inland_and_stays_near_the_box() -> None:
+    lines = maps.coastlines(CHINA)
+    assert distance_to(lines, 114.5, 38.0) > 0.25  # a lake shore is the nearest
+    ends = np.concatenate(lines)
+    assert ends[:, 0].min() > 103
+    assert ends[:, 0].max() < 127
+
+
+def test_border_passes_the_yalu_mouth_and_the_mongolian_crossing() -> None:
+    lines = maps.borders(CHINA)
+    assert distance_to(lines, 124.38, 40.1) < 0.15
+    assert distance_to(lines, 111.9, 43.7) < 0.25  # Erenhot
+
+
+def test_lines_run_on_over_the_dateline() -> None:
+    east = maps.coastlines((170, -25, 190, 0))
+    assert distance_to(east, 178.44, -18.15) < 0.1  # Suva
+    assert distance_to(east, 188.2, -13.85) < 0.15  # Apia, 171.8 W
+    assert distance_to(maps.coastlines((-190, -25, -170, 0)), -181.56, -18.15) < 0.1
+    whole = maps.coastlines((0, 60, 360, 75))
+    assert distance_to(whole, 190.6, 64.25) < 2  # Chukotka, beyond 180
+    along = [line for line in whole if (np.abs(np.stack([line[:-1, 0], line[1:, 0]]) - 180) < 1e-6).all(axis=0).any()]
+    assert not along, "the cut of the polygons at 180 is not coast"
+
+
+def test_draw_fills_the_map_and_leaves_no_partial_file(tmp_path: Path) -> None:
+    field = some_field(Grid((115, 34, 123, 40), 0.2))
+    stations = (np.array([116.4, 118.0]), np.array([39.9, 36.0]), np.array([80.0, 10.0]))
+    path = maps.draw(
+        field, tmp_path / "map.png", title="PM2.5", stations=stations, uncertainty=field, provenance="test"
+    )
+    assert [file.name for file in tmp_path.iterdir()] == ["map.png"]
+    assert colours(path, 0.05, 0.4, 0.2, 0.8) > 30
+    assert colours(path, 0.55, 0.9, 0.2, 0.8) > 30
+
+
+def test_stations_have_the_colours_of_the_field(tmp_path: Path) -> None:
+    grid = Grid((110, 34, 114, 38), 0.2)
+    field = some_field(grid) * 0 + 10
+    seen = {}
+    for value in (10.0, 400.0):
+        dot = (np.array([112.0]), np.array([36.0]), np.array([value]))
+        path = maps.draw(field, tmp_path / f"{value:g}.png", title="dots", stations=dot)
+        seen[value] = imread(path)
+    assert seen[10.0].shape == seen[400.0].shape
+    assert (seen[10.0] != seen[400.0]).any(axis=-1).sum() > 20
+
+
+def test_simulated_data_is_stamped(tmp_path: Path) -> None:
+    grid = Grid((115, 34, 119, 38), 0.2)
+    red = np.array([0xB0, 0x00, 0x20]) / 255
+    counts = []
+    for name, attrs in (("plain", {}), ("stamped", {"simulated": "SIMULATED by aqnet simulate"})):
+        image = imread(maps.draw(some_field(grid, **attrs), tmp_path / f"{name}.png", title=name))[:, :, :3]
+        counts.append(int((np.abs(image - red).max(axis=-1) < 0.01).sum()))
+    assert counts[0] == 0
+    assert counts[1] > 2000
+    assert not maps.simulated({"simulated": "false"})
+    assert maps.simulated({"source": "SIMULATED by aqnet simulate"})
+
+
+def test_projected_field_and_missing_values_are_drawn(tmp_path: Path) -> None:
+    field = some_field(Grid((110, 34, 120, 40), 40_000, "ESRI:102025"))
+    path = maps.draw(field.where(field > 30), tmp_path / "projected.png", title="projected")
+    assert colours(path, 0.1, 0.8, 0.2, 0.8) > 30
+    with pytest.raises(ProductError, match="needs a coordinate 'crs'"):
+        maps.draw(field.drop_vars("crs"), tmp_path / "none.png", title="none")
+    with pytest.raises(ProductError, match="two dimensions"):
+        maps.draw(field[0], tmp_path / "none.png", title="none")
+
+
+def test_field_over_the_dateline_is_drawn(tmp_path: Path) -> None:
+    path = maps.draw(some_field(Grid((176, -20, 184, -14), 0.2)), tmp_path / "fiji.png", title="Fiji")
+    assert colours(path, 0.1, 0.8, 0.2, 0.8) > 10
+
+
+@pytest.mark.parametrize("with_truth", [True, False])
+def test_summary_fills_four_panels(tmp_path: Path, with_truth: bool) -> None:
+    cube = some_cube(Grid((115, 34, 121, 39), 0.25), simulated="SIMULATED")
+    lon, lat = ("station", [116.0, 117.5]), ("station", [37.0, 38.0])
+    seen = np.full((24, 2), [50.0, np.nan])
+    stations = xr.DataArray(
+        seen, dims=("time", "station"), coords={"time": cube["time"].values, "lon": lon, "lat": lat}
+    )
+    truth = cube["pm2p5"] * 1.2 if with_truth else None
+    path = maps.summary_figure(cube, tmp_path / "summary.png", stations, truth, "test")
+    for left, top in ((0.06, 0.1), (0.56, 0.1), (0.06, 0.57), (0.56, 0.57)):
+        assert colours(path, left, left + 0.34, top, top + 0.3) > 25
+    assert [file.name for file in tmp_path.iterdir()] == ["summary.png"]
+
+
+def test_a_failed_picture_leaves_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "map.png"
+    path.write_bytes(b"old")
+    field = some_field(Grid((115, 34, 119, 38), 0.2))
+
+    def fail() -> None:
+        with maps._replacing(path) as partial:
+            partial.write_bytes(b"half")
+            raise OSError("no space left on device")
+
+    with pytest.raises(OSError, match="no space"):
+        fail()
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+    maps.draw(field, path, title="new")
+    assert path.read_bytes()[:4] == b"\x89PNG"
+
+
+def test_pictures_are_the_same_bytes_for_the_same_field(tmp_path: Path) -> None:
+    field = some_field(Grid((115, 34, 119, 38), 0.2))
+    first, second = (maps.draw(field, tmp_path / f"{k}.png", title="same").read_bytes() for k in range(2))
+    assert first == second

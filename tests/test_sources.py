@@ -1,0 +1,441 @@
+from __future__ import annotations
+
+import hashlib
+import logging
+import zipfile
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline import sources
+from pipeline.contract import POLLUTANTS, check_station_table
+from pipeline.errors import ConfigError, InputError
+from pipeline.sources.archive import members
+from pipeline.sources.csvfile import CsvFile
+
+DAY = np.datetime64("2019-12-10"), np.datetime64("2019-12-11")
+LIST = "code,lon,lat\n1001A,116.3,39.9\n1002A,116.2,40.3\n"
+HEADER = "date,hour,type,1001A,1002A\n"
+
+
+def wide(folder: Path, body: str, header: str = HEADER, stations: str = LIST, name: str = "20191210") -> Path:
+    """Write one archive file and a station list beside it; return the file."""
+    (folder / "stations.csv").write_text(stations)
+    path = folder / f"china_sites_{name}.csv"
+    path.write_text(header + body)
+    return path
+
+
+def read(path: Path, start=DAY[0], end=DAY[1], bbox=None, **options) -> pd.DataFrame:
+    stations = options.pop("stations", None)
+    source = options.pop("source", "cnemc")
+    return pd.concat(sources.read(source, path, stations, start, end, bbox, **options), ignore_index=True)
+
+
+def at(table: pd.DataFrame, station: str, time: str) -> pd.Series:
+    rows = table[(table["station"] == station) & (table["time"] == np.datetime64(time))]
+    assert len(rows) == 1
+    return rows.iloc[0]
+
+
+@pytest.fixture(scope="module")
+def day(shared_data) -> pd.DataFrame:
+    """All stations, 2019-12-10 UTC."""
+    return read(shared_data / "cnemc")
+
+
+class TestRealArchive:
+    def test_label_8_beijing_is_the_hour_from_23_utc_of_the_day_before(self, shared_data):
+        # china_sites_20191210.csv, hour 8, 1001A: PM2.5 163, PM10 196, CO 2.9; averaged 07-08 Beijing = 23-24 UTC
+        table = read(shared_data / "cnemc", np.datetime64("2019-12-09T23"), np.datetime64("2019-12-10T00"))
+        row = at(table, "cnemc:1001A", "2019-12-09T23")
+        assert row["pm2p5"] == 163
+        assert row["pm10"] == 196
+        assert row["co"] == np.float32(2.9)
+
+    def test_values_of_the_next_hour(self, day):
+        # 20191210,9: PM2.5 171,118,192; O3 empty,1,3
+        assert [at(day, f"cnemc:100{i}A", "2019-12-10T00")["pm2p5"] for i in (1, 2, 3)] == [171, 118, 192]
+        assert np.isnan(at(day, "cnemc:1001A", "2019-12-10T00")["o3"])
+        assert at(day, "cnemc:1003A", "2019-12-10T00")["o3"] == 3
+
+    def test_a_day_is_a_station_table_in_its_period(self, day):
+        check_station_table(day)
+        assert day["time"].min() == np.datetime64("2019-12-10T00")
+        assert day["time"].max() == np.datetime64("2019-12-10T23")
+        assert day["station"].nunique() > 1400
+        assert set(day["source_file"]) == {f"china_sites_201912.zip!china_sites_201912{d}.csv" for d in (10, 11)}
+
+    def test_published_week_and_reduced_month_agree(self, shared_data):
+        period = np.datetime64("2019-12-03"), np.datetime64("2019-12-04")
+        list_path = shared_data / "cnemc" / "stations.csv"
+        one, other = (
+            read(shared_data / "cnemc" / name, *period, stations=list_path).drop(columns="source_file")
+            for name in ("unmodified_20191202-20191208.zip", "china_sites_201912.zip")
+        )
+        pd.testing.assert_frame_equal(one, other)
+
+    def test_bbox_keeps_the_stations_inside(self, shared_data):
+        table = read(shared_data / "cnemc", *DAY, bbox=(116, 39, 117, 41))
+        assert table["lon"].between(116, 117).all()
+        assert table["lat"].between(39, 41).all()
+        assert "cnemc:1001A" in set(table["station"])
+
+    @pytest.mark.parametrize(
+        ("day", "line", "found"), [("2019-02-20", 51, "932"), ("2019-04-24", 165, "110")], ids=["february", "april"]
+    )
+    def test_truncated_files(self, shared_data, day, line, found, caplog):
+        start = np.datetime64(day, "h")
+        with pytest.raises(InputError, match=rf"line {line}: expected 1608 columns; found {found}; set truncated"):
+            read(shared_data / "cnemc", start, start + np.timedelta64(24, "h"))
+        with caplog.at_level(logging.WARNING, "aqnet"):
+            kept = read(shared_data / "cnemc", start, start + np.timedelta64(24, "h"), truncated="keep")
+        assert f"line {line}" in caplog.text
+        assert len(kept) > 1000
+
+    def test_a_code_twice_in_the_header_counts_once(self, shared_data):
+        table = read(shared_data / "cnemc", np.datetime64("2019-06-01"), np.datetime64("2019-06-01T06"))
+        assert not table.duplicated(["time", "station"]).any()
+
+    def test_digests_are_of_the_members_that_a_read_opens(self, shared_data):
+        found = sources.input_digests("cnemc", shared_data / "cnemc", *DAY)
+        with zipfile.ZipFile(shared_data / "cnemc" / "china_sites_201912.zip") as archive:
+            names = [f"china_sites_201912{d}.csv" for d in (10, 11)]
+            assert found == {
+                f"china_sites_201912.zip!{name}": hashlib.sha256(archive.read(name)).hexdigest() for name in names
+            }
+
+
+class TestRealApi:
+    def test_hour_and_values(self, shared_data):
+        path = shared_data / "samples" / "cnemc-api" / "2026-02-27.zip"
+        table = read(path, np.datetime64("2026-02-26"), np.datetime64("2026-02-28"))
+        # 2026-02-27T0500,2568A,102.2503,31.8896: pm10 11, pm2_5 3, o3 42, no2 3, so2 5, co 0.3
+        row = at(table, "cnemc:2568A", "2026-02-26T20")
+        assert [row[name] for name in POLLUTANTS] == [3, 11, 5, 3, 42, np.float32(0.3)]
+        assert (row["lon"], row["lat"]) == (102.2503, 31.8896)
+        assert table["time"].min() == np.datetime64("2026-02-26T15")
+        assert table["time"].max() == np.datetime64("2026-02-27T14")
+
+    def test_only_the_files_of_the_period_are_opened(self, shared_data):
+        path = shared_data / "samples" / "cnemc-api" / "2026-02-27.zip"
+        found = sources.input_digests("cnemc", path, np.datetime64("2026-02-26T20"), np.datetime64("2026-02-26T22"))
+        assert list(found) == [f"2026-02-27.zip!2026-02-27/2026-02-27T0{h}.csv" for h in (5, 6)]
+
+
+cells = st.one_of(st.none(), st.integers(-5, 3000))
+
+
+@given(grid=st.lists(st.tuples(cells, cells), min_size=24, max_size=24), kind=st.sampled_from(["PM2.5", "PM10", "O3"]))
+def test_wide_file_round_trip(grid, kind, tmp_path_factory):
+    text = "".join(
+        f"20191210,{hour},{kind},{','.join('' if v is None else str(v) for v in row)}\n"
+        for hour, row in enumerate(grid)
+    )
+    path = wide(tmp_path_factory.mktemp("wide"), text + "20191210,0,PM2.5_24h,1,1\n20191210,0,AQI,1,1\n")
+    column = {"PM2.5": "pm2p5", "PM10": "pm10", "O3": "o3"}[kind]
+    expected = {
+        (np.datetime64("2019-12-09T15") + hour, f"cnemc:100{i + 1}A"): value
+        for hour, row in enumerate(grid)
+        for i, value in enumerate(row)
+        if value is not None
+    }
+    period = np.datetime64("2019-12-09T00"), np.datetime64("2019-12-12T00")
+    if not expected:
+        with pytest.raises(InputError, match="expected observations"):
+            read(path, *period)
+        return
+    table = read(path, *period)
+    keys = zip(table["time"].to_numpy("datetime64[h]"), table["station"], strict=True)
+    assert dict(zip(keys, table[column], strict=True)) == expected
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("20191210,9,PM2.5,1\n", "line 2: expected 5 columns; found 4; set truncated"),
+        ("20191210,9,PM2.5,1,2\n20191210,10,PM2.5,1,2,3\n", "line 3: expected 5 columns; found 6"),
+        ("20191210,9,PM2.5,1,2\n20191210,10,PM2.5,x7,2\n", "line 3, column '1001A': expected a number; found 'x7'"),
+        ("2019-12-10,9,PM2.5,1,2\n", "line 2, column 'date': expected a whole number; found '2019-12-10'"),
+        ("20191310,9,PM2.5,1,2\n", "line 2, column 'date': expected a date as YYYYMMDD; found '20191310'"),
+        (
+            "20191210,9,PM2.5,1,2\n20191210,24,PM2.5,1,2\n",
+            "line 3, column 'hour': expected an hour in 0..23; found '24'",
+        ),
+        ("20191210,9,PM2.5_24h,1,2\n", "column 'type': expected PM2.5, PM10, .*; found PM2.5_24h"),
+    ],
+)
+def test_broken_wide_files(tmp_path, body, message):
+    path = wide(tmp_path, body)
+    with pytest.raises(InputError, match=message) as error:
+        read(path)
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_truncated_keep_uses_the_whole_rows(tmp_path, caplog):
+    path = wide(tmp_path, "20191210,9,PM2.5,1,2\n\n20191210,10,PM2.5,4\n")
+    with caplog.at_level(logging.WARNING, "aqnet"):
+        table = read(path, truncated="keep")
+    assert list(table["pm2p5"]) == [1, 2]
+    assert "line 4: expected 5 columns; found 4" in caplog.text
+
+
+def test_unknown_header(tmp_path):
+    path = wide(tmp_path, "1,2,3,4,5\n", header="Date Local,Sample,x,y,z\n")
+    with pytest.raises(InputError, match="expected a header date,hour,type"):
+        read(path)
+
+
+def test_header_without_codes(tmp_path):
+    with pytest.raises(InputError, match="expected station codes"):
+        read(wide(tmp_path, "20191210,9,PM2.5\n", header="date,hour,type\n"))
+
+
+def test_empty_file(tmp_path):
+    with pytest.raises(InputError, match="expected a CSV header"):
+        read(wide(tmp_path, "", header=""))
+
+
+def test_header_only_file_holds_nothing(tmp_path):
+    with pytest.raises(InputError, match="found none at all"):
+        read(wide(tmp_path, ""))
+
+
+class TestStationList:
+    body = "20191210,9,PM2.5,1,2\n"
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("code,lon,lat\n1001A,116,39\n1002A,,\n", "stations.csv, line 3: expected lon and lat of station 1002A"),
+            ("code,lon,lat\n1001A,116,39\n1002A,116,\n", "stations.csv, line 3: expected lon and lat of station 1002A"),
+            ("code,lon,lat\n1001A,116,39\n", "for 1 of 2: 1002A"),
+            ("code,lon\n1001A,116\n", "expected the columns code, lon, lat; 'lat' is missing"),
+            ("code,lon,lat\n1001A,x,39\n", "line 2, column 'lon': expected a number; found 'x'"),
+            ("code,lon,lat\n1001A,116,99\n", r"line 2, column 'lat': expected degrees in \[-90, 90\]; found 99"),
+        ],
+    )
+    def test_what_it_lacks_is_an_error(self, tmp_path, text, message):
+        with pytest.raises(InputError, match=message):
+            read(wide(tmp_path, self.body, stations=text))
+
+    def test_no_coordinates_are_needed_for_a_station_that_does_not_report(self, tmp_path):
+        path = wide(tmp_path, "20191210,9,PM2.5,1,\n", stations="code,lon,lat\n1001A,116,39\n1002A,,\n")
+        assert list(read(path)["station"]) == ["cnemc:1001A"]
+
+    def test_a_few_codes_it_does_not_have_are_left_out_with_one_warning(self, tmp_path, caplog):
+        codes = [f"{i}A" for i in range(1000, 1100)]
+        row = ",".join(["5"] * 100)
+        path = wide(
+            tmp_path,
+            f"20191210,9,PM2.5,{row}\n20191210,10,PM2.5,{row}\n",
+            header=f"date,hour,type,{','.join(codes)}\n",
+            stations="code,lon,lat\n" + "".join(f"{code},116,39\n" for code in codes[2:]),
+        )
+        with caplog.at_level(logging.WARNING, "aqnet"):
+            table = read(path)
+        assert table["station"].nunique() == 98
+        assert [r.message.split(": ", 1)[1] for r in caplog.records] == ["no line for 2 codes, left out: 1000A, 1001A"]
+
+    def test_it_must_exist(self, tmp_path):
+        path = wide(tmp_path, self.body)
+        with pytest.raises(InputError, match="found no such file"):
+            read(path, stations=tmp_path / "nowhere.csv")
+        (tmp_path / "stations.csv").unlink()
+        with pytest.raises(InputError, match="expected a station list"):
+            read(path)
+
+
+class TestPaths:
+    body = "20191210,9,PM2.5,1,2\n"
+
+    def test_missing_path(self, tmp_path):
+        with pytest.raises(InputError, match="nope: expected a file or folder"):
+            read(tmp_path / "nope")
+
+    def test_zip_without_csv(self, tmp_path):
+        path = tmp_path / "empty.zip"
+        zipfile.ZipFile(path, "w").close()
+        with pytest.raises(InputError, match=r"empty.zip: expected a zip with at least one CSV; found 0 members"):
+            read(path)
+
+    def test_no_zip(self, tmp_path):
+        path = tmp_path / "page.zip"
+        path.write_text("<html>not found</html>")
+        with pytest.raises(InputError, match=r"page.zip: expected a zip archive"):
+            read(path)
+
+    def test_damaged_member(self, tmp_path):
+        path = tmp_path / "a.zip"
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+            archive.writestr("china_sites_20191210.csv", HEADER + self.body)
+        path.write_bytes(path.read_bytes().replace(b"PM2.5,1", b"PM2.5,9"))
+        with pytest.raises(InputError, match=r"a.zip!china_sites_20191210.csv: expected a readable zip member"):
+            read(path)
+
+    def test_folder_without_data(self, tmp_path):
+        (tmp_path / "stations.csv").write_text(LIST)
+        with pytest.raises(InputError, match=r"expected .zip or .csv files in the folder"):
+            read(tmp_path)
+
+    def test_period_without_files_names_the_period_of_the_files(self, tmp_path):
+        wide(tmp_path, self.body)
+        with pytest.raises(InputError, match="found files for 2019-12-09T15 to 2019-12-10T15 UTC only"):
+            read(tmp_path, np.datetime64("2020-01-01"), np.datetime64("2020-01-02"))
+
+    def test_period_without_rows(self, tmp_path):
+        wide(tmp_path, self.body)
+        with pytest.raises(InputError, match=r"found 2019-12-10T00:00.* to 2019-12-10T01:00.* UTC only"):
+            read(tmp_path, np.datetime64("2019-12-10T05"), np.datetime64("2019-12-10T06"))
+
+    def test_no_station_in_the_box(self, tmp_path):
+        with pytest.raises(InputError, match=r"expected stations inside bbox \(0, 0, 1, 1\)"):
+            read(wide(tmp_path, self.body), bbox=(0, 0, 1, 1))
+
+    def test_of_two_files_of_one_day_the_last_counts(self, tmp_path):
+        wide(tmp_path, self.body)
+        with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+            archive.writestr("china_sites_20191210.csv", HEADER + "20191210,9,PM2.5,7,8\n")
+        assert list(read(tmp_path)["pm2p5"]) == [1, 2]
+        assert [m.label for m in members(tmp_path, ignore=["stations.csv"])] == [
+            "a.zip!china_sites_20191210.csv",
+            "china_sites_20191210.csv",
+        ]
+
+    def test_unknown_source(self, tmp_path):
+        with pytest.raises(ConfigError, match="expected one of cnemc, table; found 'airnow'"):
+            read(tmp_path, source="airnow")
+
+    def test_declared_conventions(self):
+        assert (sources.SOURCES["cnemc"].zone, sources.SOURCES["cnemc"].label) == (8, "end")
+        assert (sources.SOURCES["table"].zone, sources.SOURCES["table"].label) == (0, "begin")
+
+
+def test_carriage_returns_and_byte_order_mark(tmp_path):
+    path = wide(tmp_path, "")
+    path.write_bytes(b"\xef\xbb\xbf" + (HEADER + "20191210,9,PM2.5,1,/\n").replace("\n", "\r\n").encode())
+    assert list(read(path)["pm2p5"]) == [1]
+
+
+def test_datetime_with_zone_is_converted(tmp_path):
+    path = wide(tmp_path, "20191210,9,PM2.5,1,2\n")
+    table = read(path, datetime(2019, 12, 10, tzinfo=UTC), datetime(2019, 12, 10, 1, tzinfo=UTC))
+    assert len(table) == 2
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("2026-02-27T05,2568A,102,31,5", "line 2, column 'timepoint': expected YYYY-MM-DDThh00; found '2026-02-27T05'"),
+        ("2026-02-27T0530,2568A,102,31,5", "line 2, column 'timepoint'"),
+        ("2026-02-27T0500,2568A,,31,5", "line 2, column 'lon': expected the station's degrees"),
+    ],
+)
+def test_broken_api_rows(tmp_path, row, message):
+    path = tmp_path / "2026-02-27T05.csv"
+    path.write_text(f"timepoint,stationcode,longitude,latitude,pm2_5\n{row}\n")
+    with pytest.raises(InputError, match=message):
+        read(path, np.datetime64("2026-02-26"), np.datetime64("2026-02-28"))
+
+
+TABLE = "time,station,lon,lat,pm2p5\n"
+
+
+class TestTable:
+    @pytest.mark.parametrize("time", ["2019-12-10T03:00", "2019-12-10 03:00:00Z", "2019-12-10T11:00:00+08:00"])
+    def test_times_are_utc(self, tmp_path, time):
+        path = tmp_path / "t.csv"
+        path.write_text(f"{TABLE}{time},a:1,10,50,7\n2019-12-10T03:00Z,b:2,11,51,\n")
+        table = sources.read_table(path)
+        assert set(table["time"]) == {np.datetime64("2019-12-10T03")}
+        assert list(table["station"]) == ["a:1", "b:2"]
+        assert table["pm2p5"].dtype == "float32"
+        check_station_table(table)
+
+    @pytest.mark.parametrize("zone", [None, "Asia/Shanghai"])
+    def test_parquet(self, tmp_path, zone):
+        time = pd.Series(pd.date_range("2019-12-10", periods=3, freq="h")).dt.tz_localize(zone)
+        frame = pd.DataFrame({"time": time, "station": "a:1", "lon": 10, "lat": 50.0, "pm2p5": [1, 2, 3], "note": "x"})
+        frame.to_parquet(tmp_path / "t.parquet")
+        table = sources.read_table(tmp_path / "t.parquet")
+        first = "2019-12-10T00" if zone is None else "2019-12-09T16"
+        assert table["time"][0] == np.datetime64(first)
+        assert list(table.columns) == ["time", "station", "lon", "lat", "pm2p5"]
+        whole = read(tmp_path, np.datetime64("2019-12-09"), np.datetime64("2019-12-11"), source="table")
+        assert set(whole["source_file"]) == {"t.parquet"}
+        assert "t.parquet" in sources.input_digests("table", tmp_path, *DAY)
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("2019-12-10T03:30,a,1,2,3\n", "line 2, column 'time': expected the start of an hour"),
+            ("yesterday,a,1,2,3\n", "line 2, column 'time': expected an ISO 8601 time; found 'yesterday'"),
+            ("2019-12-10T03,a,1,2,3\n\n2019-12-10T03,b,1,95,3\n", "line 4, column 'lat': expected degrees"),
+            ("2019-12-10T03,,1,2,3\n", "line 2, column 'station': expected a station identifier"),
+            ("2019-12-10T03,a,1,2,low\n", "line 2, column 'pm2p5': expected a number; found 'low'"),
+            ("2019-12-10T03,a,1,2\n", "line 2: expected 5 columns; found 4"),
+            ("", "expected at least one observation"),
+        ],
+    )
+    def test_errors_name_the_line(self, tmp_path, text, message):
+        path = tmp_path / "t.csv"
+        path.write_text(TABLE + text)
+        with pytest.raises(InputError, match=message):
+            sources.read_table(path)
+
+    def test_missing_column(self, tmp_path):
+        (tmp_path / "t.csv").write_text("time,station,lon,pm2p5\n")
+        with pytest.raises(InputError, match="'lat' is missing"):
+            sources.read_table(tmp_path / "t.csv")
+
+    def test_parquet_errors(self, tmp_path):
+        path = tmp_path / "t.parquet"
+        path.write_text("no")
+        with pytest.raises(InputError, match="expected a Parquet file"):
+            sources.read_table(path)
+        time = [np.datetime64("2019-12-10T00:00"), np.datetime64("2019-12-10T00:20")]
+        frame = pd.DataFrame({"time": time, "station": "a", "lon": 1.0, "lat": 1.0, "pm2p5": 1.0})
+        frame.to_parquet(path)
+        with pytest.raises(InputError, match="row 1, column 'time': expected the start of an hour"):
+            sources.read_table(path)
+        frame.assign(time=time[0], pm2p5="x").to_parquet(path)
+        with pytest.raises(InputError, match="column 'pm2p5': expected numbers"):
+            sources.read_table(path)
+
+    def test_missing_file(self, tmp_path):
+        with pytest.raises(InputError, match="expected a file; found none"):
+            sources.read_table(tmp_path / "t.csv")
+
+
+class TestPoints:
+    def test_read(self, tmp_path):
+        (tmp_path / "p.csv").write_text("station,lon,lat,elevation\nhome,8.5,47.4,\nwork,8.6,47.5,410\n")
+        points = sources.read_points(tmp_path / "p.csv")
+        assert list(points.columns) == ["station", "lon", "lat", "elevation"]
+        assert points["elevation"].isna().tolist() == [True, False]
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("station,lon\n", "'lat' is missing"),
+            ("station,lon,lat\n", "expected at least one point"),
+            ("station,lon,lat\na,1,\n", "line 2, column 'lat'"),
+            ("station,lon,lat\na,1,2\na,1,3\n", "line 3, column 'station': expected each station once; found 'a'"),
+            ("station,lon,lat\na,east,2\n", "line 2, column 'lon': expected a number; found 'east'"),
+        ],
+    )
+    def test_errors(self, tmp_path, text, message):
+        (tmp_path / "p.csv").write_text(text)
+        with pytest.raises(InputError, match=message):
+            sources.read_points(tmp_path / "p.csv")
+
+
+def test_line_numbers_count_blank_and_broken_lines():
+    file = CsvFile("f", b"a,b\n\n1,2\n3\n4,5\n")
+    assert [file.line_at(row) for row in (0, 1)] == [3, 5]

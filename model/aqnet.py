@@ -120,9 +120,7 @@ class Encoder(nn.Module):
         self.lstm = nn.LSTM(d, d, batch_first=True)
         self.query, self.key_value = nn.Linear(d, d), nn.Linear(d, 2 * d)
         self.recency = nn.Parameter(torch.linspace(-1.0, -3.0, self.heads))  # log of the decay an hour, a head
-        self.pool = nn.Sequential(nn.Linear(3 * d, d), nn.SiLU(), nn.Linear(d, 4 + config.embedding))
-        nn.init.zeros_(self.pool[-1].bias)
-        self.pool[-1].weight.data.mul_(0.1)
+        self.pool = nn.Sequential(nn.Linear(3 * d, d), nn.SiLU(), _quiet(nn.Linear(d, 4 + config.embedding), 0.1))
 
     def attend(self, state_SLD: Tensor) -> Tensor:
         """Attention of each output hour over the `lead` hours up to it; recent hours are favoured at the start."""
@@ -181,8 +179,7 @@ class NeuralKNN(nn.Module):
         self.log_sill = nn.Parameter(torch.tensor([[0.1, 0.6]]).log().repeat(H, 1))
         self.log_nugget = nn.Parameter(torch.full((H,), 0.08).log())
         self.log_terrain = nn.Parameter(torch.full((H,), 300.0).log())
-        self.score = nn.Sequential(nn.Linear(_NEIGHBOUR_FEATURES + 2 * H, 24), nn.SiLU(), nn.Linear(24, 1))
-        nn.init.zeros_(self.score[-1].weight)
+        self.score = nn.Sequential(nn.Linear(_NEIGHBOUR_FEATURES + 2 * H, 24), nn.SiLU(), _quiet(nn.Linear(24, 1), 0.0))
 
     def covariance(self, distance: Tensor, rise: Tensor) -> Tensor:
         """Covariance (Q, H, ...) of z at places `distance` km and `rise` km of height apart, (Q, ...) each."""
@@ -237,11 +234,10 @@ class Head(nn.Module):
             nn.SiLU(),
             nn.Linear(n, n),
             nn.SiLU(),
-            nn.Linear(n, (H + 1) + 1 + (N - 1) + 2),  # gates, shift, steps between quantiles, mean
+            _quiet(nn.Linear(n, (H + 1) + 1 + (N - 1) + 2), 0.1),  # gates, shift, steps between quantiles, mean
         )
-        nn.init.zeros_(self.mlp[-1].bias)
-        self.mlp[-1].weight.data.mul_(0.1)
         normal = torch.distributions.Normal(0.0, 1.0).icdf(torch.tensor(LEVELS))
+        self.normal_steps: Tensor
         self.register_buffer("normal_steps", normal.diff(), persistent=False)
 
     def forward(self, sums: Sums, weights: Weights, cycle_QT2: Tensor) -> tuple[Tensor, Tensor]:
@@ -277,6 +273,14 @@ class Head(nn.Module):
         return torch.cat([*hourly, static[:, None].expand(Q, T, -1)], dim=-1)
 
 
+def _quiet(last: nn.Linear, gain: float) -> nn.Linear:
+    """Scale a last layer down, so that the network starts as what it corrects: persistence, kriging, a normal."""
+    nn.init.zeros_(last.bias)
+    with torch.no_grad():
+        last.weight.mul_(gain)
+    return last
+
+
 class AQNet(nn.Module):
     """The three parts together; `forward` is the training path, `model.infer` the fast path for grids."""
 
@@ -285,7 +289,9 @@ class AQNet(nn.Module):
         self.config = config
         self.encoder, self.knn, self.head = Encoder(config), NeuralKNN(config), Head(config)
 
-    def forward(self, channels: Channels, index_QK: Tensor, geometry: Geometry, cycle_QT2: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, channels: Channels, index_QK: Tensor, geometry: Geometry, cycle_QT2: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Quantiles of z (Q, T, N) and log(mean + 1) (Q, T) at queries whose neighbours are `index_QK`."""
         weights = self.knn(geometry)
         return self.head(gather(channels, index_QK, weights), weights, cycle_QT2)

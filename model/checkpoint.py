@@ -7,6 +7,7 @@ import json
 import os
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -39,7 +40,8 @@ def load(path: Path = DEFAULT) -> AQNet:
     """
     try:
         described = json.loads(path.with_suffix(".json").read_text())
-        config = AQNetConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in described["config"].items()})
+        sizes: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in described["config"].items()}
+        config = AQNetConfig(**sizes)
         state = load_file(path)
     except (OSError, KeyError, TypeError, json.JSONDecodeError, SafetensorError) as error:
         raise ValueError(f"{path}: expected AQ-Net weights with a .json beside them; found {error}") from error

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 from torch import Tensor
 
 from model.aqnet import AQNet, Channels, Geometry, Sums, Weights
@@ -103,14 +104,13 @@ class Interpolator:
     ) -> None:
         self.network, self.observations, self.points = network, observations, points
         self.levels = [LEVELS.index(level) for level in levels]
-        self.active = np.zeros(len(observations.lon), bool)
         self.layout = _Layout(network, observations, points)
 
     @torch.inference_mode()
     def __call__(self, hours: slice) -> Block:
         """Estimate the hours of one UTC day, a slice of the record that does not cross midnight UTC."""
         valid = np.isfinite(self.observations.values[0, hours])
-        self.layout.update(np.flatnonzero(self._reporting(hours)))
+        self.layout.update(self._reporting(hours))
         shape = len(valid), len(self.points.lon)
         mean, quantiles = np.full(shape, np.nan, np.float32), np.full((len(self.levels), *shape), np.nan, np.float32)
         distance = np.full(shape, np.nan, np.float32)
@@ -126,10 +126,10 @@ class Interpolator:
         midnight = hours.start - int(self.observations.hours[hours.start] % DAY)
         return slice(midnight - self.network.config.lead_hours, hours.stop)
 
-    def _reporting(self, hours: slice) -> NDArray[np.bool_]:
-        """Stations (S,) with a valid PM2.5 value in the window."""
+    def _reporting(self, hours: slice) -> NDArray[np.int64]:
+        """Stations with a valid PM2.5 value in the window."""
         span = self._window(hours)
-        return np.isfinite(self.observations.values[0, max(span.start, 0) : span.stop]).any(axis=0)
+        return np.flatnonzero(np.isfinite(self.observations.values[0, max(span.start, 0) : span.stop]).any(axis=0))
 
     def _encode(self, hours: slice) -> Channels:
         """Channels of the reporting stations, (stations, T[, E])."""
@@ -142,7 +142,7 @@ class Interpolator:
         wanted = hours.stop - hours.start
         return Channels(*(channel[:, -wanted:] for channel in channels))
 
-    def _estimate(self, channels: Channels, hours: slice, rows: slice) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def _estimate(self, channels: Channels, hours: slice, rows: slice) -> tuple[Float, Float]:
         """Quantiles (N, T, rows) and mean (T, rows), ug m-3."""
         weights, sums = self.layout.weights(rows), self.layout.sums(channels, rows)
         cycle = cyclic(self.observations.hours[hours], self.points.lon[rows], 24.0)
@@ -158,6 +158,7 @@ class _Layout:
         self.network, self.observations, self.points = network, observations, points
         self.stations = np.empty(0, np.int64)  # record indices of the reporting stations
         self.index = np.empty((len(points.lon), 0), np.int64)  # (Q, K) record indices, nearest first
+        self.column = self.index.astype(np.int32)  # the same, as positions in `stations`
         self.km = np.empty(self.index.shape)
         self.parts: Weights | None = None
 
@@ -173,6 +174,7 @@ class _Layout:
         self.stations = stations
         if k:
             self._compute(rows, k)
+        self.column = np.searchsorted(stations, self.index).astype(np.int32)
 
     def _changed(self, stations: NDArray[np.int64]) -> NDArray[np.int64]:
         """Points that lose a neighbour, or have a new station nearer than their farthest neighbour."""
@@ -210,30 +212,32 @@ class _Layout:
 
     def sums(self, channels: Channels, rows: slice) -> Sums:
         """`model.aqnet.gather` as sparse products: the same sums, without a (Q, K, T, E) array."""
-        value, reliability, trust, embedding = channels
-        T, E = value.shape[1], embedding.shape[-1]
+        value, reliability, trust, embedded_ST = channels
+        T, E = embedded_ST.shape[1:]
         weights = self.weights(rows)
         carried = [reliability, reliability * value, reliability * value**2]
-        carried += [reliability * embedding[..., e] for e in range(E)]
-        support, first, second, *embedded = self._product(weights.attention, rows, torch.cat(carried, dim=1)).split(T, 1)
+        carried += [reliability * embedded_ST[..., e] for e in range(E)]
+        attention = self._product(weights.attention, rows, torch.cat(carried, dim=1))
+        support, first, second, *embedded = attention.split(T, 1)
         support = support + 1e-6
         attended = first / support
         spread = ((second - 2 * attended * first + attended**2 * support).clamp(min=0) / support + 1e-6).sqrt()
+        trusted = torch.cat([trust, trust * value], dim=1)
         kriged = []
         for h in range(weights.kriging.shape[1]):
-            share, carried_value = self._product(weights.kriging[:, h], rows, torch.cat([trust, trust * value], 1)).split(T, 1)
-            kriged.append(attended + carried_value - share * attended)
-        embedded = torch.stack(embedded, dim=-1) / support[..., None]
-        return Sums(attended, torch.stack(kriged, dim=-1), spread, support, embedded)
+            share, total = self._product(weights.kriging[:, h].contiguous(), rows, trusted).split(T, 1)
+            kriged.append(attended + total - share * attended)
+        embedding = torch.stack(embedded, dim=-1) / support[..., None]
+        return Sums(attended, torch.stack(kriged, dim=-1), spread, support, embedding)
 
     def _product(self, weight_QK: Tensor, rows: slice, dense: Tensor) -> Tensor:
         """Sparse (rows x reporting stations) times dense (reporting stations, columns)."""
         Q, K = weight_QK.shape
-        column = np.searchsorted(self.stations, self.index[rows])
-        matrix = torch.sparse_csr_tensor(
-            torch.arange(0, Q * K + 1, K), torch.from_numpy(column.ravel()), weight_QK.reshape(-1), (Q, len(self.stations))
+        matrix = csr_array(
+            (weight_QK.numpy().ravel(), self.column[rows].ravel(), np.arange(0, Q * K + 1, K, dtype=np.int32)),
+            (Q, len(self.stations)),
         )
-        return matrix @ dense
+        return torch.from_numpy(matrix @ dense.numpy())
 
     def nearest_valid(self, valid: NDArray[np.bool_], rows: slice) -> NDArray[np.float32]:
         """Distance (T, rows) km to the nearest station valid in each hour; NaN where none of the K is."""
@@ -246,7 +250,9 @@ class _Layout:
         return out
 
 
-def geometry_of(index_QK: Tensor, km: Float, between_SS: Tensor, height_S: Tensor, ground_Q: Tensor) -> Geometry:
+def geometry_of(
+    index_QK: Tensor, km: Float | Tensor, between_SS: Tensor, height_S: Tensor, ground_Q: Tensor
+) -> Geometry:
     """Gather a `Geometry` from station distances (km) and heights (km)."""
     rise = height_S[index_QK] - ground_Q[:, None]
     between = between_SS[index_QK[:, :, None], index_QK[:, None, :]]

@@ -67,7 +67,7 @@ class Trained:
     recipe: dict[str, object] = field(default_factory=dict)
 
 
-def train(observations: Observations, split: Split, seed: int, recipe: Recipe = Recipe()) -> Trained:  # noqa: B008
+def train(observations: Observations, split: Split, seed: int, recipe: Recipe = Recipe()) -> Trained:
     """Train on the stations and hours of a split.
 
     Parameters
@@ -111,7 +111,7 @@ def _steps(network: AQNet, task: _Task, recipe: Recipe) -> Iterator[float]:
     for _ in range(recipe.steps):
         loss = torch.stack([task.draw() for _ in range(recipe.windows)]).mean()
         optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimiser.step()
         schedule.step()
@@ -145,12 +145,14 @@ class _Task:
         if len(seen) <= self.network.config.neighbours:
             seen = self.learn
         queries = rng.choice(self.learn, min(recipe.queries, len(self.learn)), replace=False)
-        radius = np.exp(rng.uniform(*np.log(recipe.radius), len(queries)))
+        low, high = np.log(recipe.radius)
+        radius = np.exp(rng.uniform(low, high, len(queries)))
         radius[rng.random(len(queries)) < recipe.near] = -1.0
         hours = slice(start, start + length)
-        quantiles, mean, far_enough = self._forward(hours, seen, queries, radius, rng.random() > recipe.other_pollutants)
+        alone = rng.random() > recipe.other_pollutants
+        quantiles, mean, enough = self._forward(hours, seen, queries, radius, alone)
         truth, known = self._truth(hours, queries)
-        return loss(quantiles, mean, truth, known & far_enough[:, None], recipe)
+        return loss(quantiles, mean, truth, known & enough[:, None], recipe)
 
     @torch.no_grad()
     def validate(self) -> float:
@@ -168,7 +170,12 @@ class _Task:
         return total / max(count, 1)
 
     def _forward(
-        self, hours: slice, seen: NDArray[np.int64], queries: NDArray[np.int64], radius: NDArray[np.float64], alone: bool
+        self,
+        hours: slice,
+        seen: NDArray[np.int64],
+        queries: NDArray[np.int64],
+        radius: NDArray[np.float64],
+        alone: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Quantiles of z (Q, T, N), log(mean + 1) (Q, T), and whether enough stations lie beyond the radius (Q,)."""
         o, config = self.observations, self.network.config
@@ -192,7 +199,7 @@ class _Task:
     def _neighbours(
         self, seen: NDArray[np.int64], queries: NDArray[np.int64], radius: NDArray[np.float64]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Nearest seen stations beyond the radius, never the query itself: index into `seen` (Q, K), km, enough (Q,)."""
+        """Nearest seen stations beyond the radius, never the query: index into `seen` (Q, K), km, enough (Q,)."""
         away = self.between[torch.from_numpy(queries)][:, torch.from_numpy(seen)].clone()
         hidden = (away <= torch.from_numpy(radius)[:, None]) | torch.from_numpy(queries[:, None] == seen[None])
         away[hidden] = float("inf")

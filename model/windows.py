@@ -90,7 +90,11 @@ def normalisation(values: Float) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 
 def window(
-    observations: Observations, hours: slice, stations: NDArray[np.int64], mean: tuple[float, ...], std: tuple[float, ...]
+    observations: Observations,
+    hours: slice,
+    stations: NDArray[np.int64],
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
 ) -> Window:
     """Cut the hours of some stations out of a record and scale them for the encoder.
 

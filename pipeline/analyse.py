@@ -119,9 +119,7 @@ def _field(block: infer.Block, time: NDArray[np.datetime64], grid: Grid, land: N
     return xr.Dataset(data | {"quality_flag": flags} | {k: (("time",), v) for k, v in hourly.items()}, coords)
 
 
-def _quality(
-    distance: NDArray[np.float32], count: NDArray[np.int64], land: NDArray[np.bool_]
-) -> NDArray[np.uint8]:
+def _quality(distance: NDArray[np.float32], count: NDArray[np.int64], land: NDArray[np.bool_]) -> NDArray[np.uint8]:
     """Bits of `QUALITY_BITS` (time, rows, columns)."""
     flag = np.zeros(distance.shape, np.uint8)
     flag[:, ~land] |= QUALITY_BITS["sea"]
@@ -179,9 +177,7 @@ def at_points(cube: xr.Dataset, points: pd.DataFrame, start: np.datetime64, netw
     ground = terrain(lon, lat).astype(float)
     if "elevation" in points:
         ground = points["elevation"].fillna(pd.Series(ground, points.index)).to_numpy(float)
-    blocks = list(
-        infer.day_blocks(network.aqnet, record, Points(lon, lat, ground), tuple(QUANTILES.values()), first)
-    )
+    blocks = list(infer.day_blocks(network.aqnet, record, Points(lon, lat, ground), tuple(QUANTILES.values()), first))
     columns = {"pm2p5": np.concatenate([block.mean for block in blocks])}
     for n, name in enumerate(QUANTILES):
         columns[name] = np.concatenate([block.quantiles[n] for block in blocks])

@@ -58,6 +58,12 @@ def analyse(run: stages.Run, cube: xr.Dataset, month: Month) -> None:
 
 
 @stage
+def score(run: stages.Run, cube: xr.Dataset, month: Month) -> None:
+    """Score one month at withheld stations; see `pipeline.stages`."""
+    stages.score_month(run, cube, month)
+
+
+@stage
 def validate(run: stages.Run) -> None:
     """Check the candidate; see `pipeline.stages`."""
     stages.validate(run)
@@ -81,7 +87,9 @@ def reanalysis(config: RunConfig) -> stages.Run:
     with stages.begin(config, str(runtime.flow_run.id)) as run:
         for month in config.months():
             cube = ingest(run, month)
-            analyse(run, quality_control(run, cube, month), month)
+            flagged = quality_control(run, cube, month)
+            analyse(run, flagged, month)
+            score(run, flagged, month)
         validate(run)
         publish(run)
     create_markdown_artifact(report.as_markdown(run), key="reanalysis-report", description="What the run took and made")

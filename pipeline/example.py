@@ -13,7 +13,7 @@ import xarray as xr
 
 from model import baseline
 from model.windows import LEVELS, POLLUTANTS, Observations, Points
-from pipeline import config, maps, score, simulate, stages, write
+from pipeline import config, maps, report, score, simulate, stages, write
 from pipeline.analyse import QUANTILES
 from pipeline.grid import Grid
 from pipeline.simulate import Simulation
@@ -24,9 +24,6 @@ DAYS = 7
 
 #: Hours from one scored hour to the next: kriging takes its time, and in a week 7 meets every hour of the day once.
 EVERY = 7
-
-#: Scores for the terminal; `aqnet run --json` has them all.
-COLUMNS = ("mae_median", "rmse_mean", "r2_mean", "bias_mean", "crps", "coverage_90", "pairs")
 
 #: Picture of the estimate beside the truth, in the output folder.
 PICTURE = "simulated-truth.png"
@@ -99,4 +96,4 @@ def _baselines(grid: Grid, observed: xr.DataArray) -> dict[str, score.Prediction
 def as_text(scores: pd.DataFrame) -> str:
     """The table for a terminal, with what it is."""
     about = f"SIMULATED data: scores against the simulated truth on every land cell, every {EVERY} hours (ug m-3)"
-    return f"{about}\n\n{score.markdown(scores[list(COLUMNS)])}"
+    return f"{about}\n\n{score.markdown(scores[list(report.COLUMNS)])}"

@@ -30,7 +30,9 @@ MAX_CELLS = 30_000_000
 _ALTITUDE_PER_DEGREE = 12
 _NO_ALTITUDE = 255
 _MASK_PER_DEGREE = 48
-_METRES_PER_DEGREE = 111_195.0
+
+#: Kilometres in a degree of latitude, on the sphere of the mean radius.
+KM_PER_DEGREE = 111.195
 
 
 @cache
@@ -225,6 +227,14 @@ class Grid:
         lon, lat = (axis.ravel() for axis in self.lon_lat())
         return lon, lat, terrain(lon, lat)
 
+    def surroundings(self, km: float) -> tuple[float, float, float, float]:
+        """Widen `bbox` by a distance to every side: (west, south, east, north) in degrees, east up to 360 past west."""
+        west, south, east, north = self.bbox
+        south, north = max(south - km / KM_PER_DEGREE, -90.0), min(north + km / KM_PER_DEGREE, 90.0)
+        poleward = min(max(abs(south), abs(north)), 89.0)
+        across = km / (KM_PER_DEGREE * float(np.cos(np.radians(poleward))))
+        return west - across, south, min(east + across, west - across + 360), north
+
     def _degrees(self, x: Float, y: Float) -> tuple[Float, Float]:
         return self._to_degrees.transform(x, y) if self.projected else (x, y)
 
@@ -245,7 +255,7 @@ class Grid:
     @cached_property
     def land_fraction(self) -> NDArray[np.float32]:
         """Share of land and lakes in every cell, (rows, columns), sampled at least every 1.25' of latitude."""
-        per_unit = _MASK_PER_DEGREE / (_METRES_PER_DEGREE if self.projected else 1)
+        per_unit = _MASK_PER_DEGREE / (1000 * KM_PER_DEGREE if self.projected else 1)
         count = max(1, int(np.ceil(self.resolution * per_unit - 1e-6)))
         offsets = ((np.arange(count) + 0.5) / count - 0.5) * self.resolution
         total = np.zeros(self.shape, "float32")

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from pipeline.stages import Run
 
 
+#: Scores for the terminal; run.json has them all.
+COLUMNS = ("mae_median", "rmse_mean", "r2_mean", "bias_mean", "crps", "coverage_90", "pairs")
+
+
 def as_dict(run: Run) -> dict[str, Any]:
     """Everything there is to say about a run, ready for JSON."""
     return {
@@ -23,6 +27,7 @@ def as_dict(run: Run) -> dict[str, Any]:
         "stages": [asdict(stage) for stage in run.stages],
         "quality_control": quality(run).to_dict("index"),
         "validation": asdict(run.validation) if run.validation else None,
+        "withheld_stations": scores(run).to_dict("index"),
         "files": {name: str(path) for name, path in run.files.items()},
     }
 
@@ -36,6 +41,7 @@ def as_markdown(run: Run) -> str:
         f"Reanalysis {start} to {end} UTC": f"Revision {run.revision or 'unchanged'}, run {run.run_id}\n",
         "Stages": markdown(stages(run)),
         "Quality control: values flagged": markdown(quality(run)),
+        "Scores at withheld stations (ug m-3)": markdown(scores(run)) if run.scores else "too few stations\n",
         "Validation": markdown(found.set_index("hours")),
         "Files": files,
     }
@@ -43,10 +49,12 @@ def as_markdown(run: Run) -> str:
 
 
 def as_text(run: Run) -> str:
-    """Stages and files, for a terminal."""
+    """Stages, scores and files, for a terminal."""
     revision = run.revision or "nothing changed"
     files = "\n".join(f"  {name:12} {path}" for name, path in run.files.items())
-    return f"{stages(run).to_string(float_format='{:.1f}'.format)}\n\nPublished: {revision}\n{files}"
+    taken = stages(run).to_string(float_format="{:.1f}".format)
+    found = markdown(scores(run)[list(COLUMNS)]) if run.scores else "too few stations to score\n"
+    return f"{taken}\n\n{found}\nPublished: {revision}\n{files}"
 
 
 def stages(run: Run) -> pd.DataFrame:
@@ -58,3 +66,8 @@ def quality(run: Run) -> pd.DataFrame:
     """Count the flags of all months, a row a flag and a column a pollutant."""
     counts = pd.concat(run.quality)
     return counts.pivot_table(index="flag", columns="pollutant", values="count", aggfunc="sum", sort=False)
+
+
+def scores(run: Run) -> pd.DataFrame:
+    """Scores at withheld stations, a row a month; empty where there were too few stations."""
+    return pd.concat(run.scores) if run.scores else pd.DataFrame()

@@ -1,7 +1,7 @@
 """The stages of a run as plain functions.
 
-Ingest, quality control and analyse (each a calendar month at a time), validate, publish. ``flows/reanalysis.py`` calls
-them in this order, under Prefect; tests call them without.
+Ingest, quality control, analyse and score (each a calendar month at a time), validate, publish.
+``flows/reanalysis.py`` calls them in this order, under Prefect; tests call them without.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import xarray as xr
+from numpy.typing import NDArray
 
 from pipeline import analyse, export, harmonise, maps, provenance, qc, report, score, sources, write
 from pipeline.config import Month, RunConfig, naive
@@ -32,6 +33,9 @@ CUBE, PRODUCTS, LINEAGE, REPORT = "cube.icechunk", "products", "lineage.json", "
 
 #: What the run makes: analyses of hours from what was known then; see `pipeline.contract.STREAMS`.
 STREAM = "interim"
+
+#: Share of the stations that scoring withholds.
+WITHHELD = 0.1
 
 #: What the first hour looks back to: the analysis' window, and of its first hours the flags, which look back too.
 LEAD = (analyse.LEAD_HOURS + max(hours for levels in qc.FLAT_HOURS.values() for _, hours in levels)) * HOUR
@@ -63,6 +67,7 @@ class Run:
     stages: list[Stage] = field(default_factory=list)
     quality: list[pd.DataFrame] = field(default_factory=list)
     observed: list[xr.DataArray] = field(default_factory=list)
+    scores: list[pd.DataFrame] = field(default_factory=list)
     validation: score.Validation | None = None
     revision: str | None = None
     files: dict[str, Path] = field(default_factory=dict)
@@ -135,6 +140,35 @@ def analyse_month(run: Run, cube: xr.Dataset, month: Month) -> None:
             _report_progress(run, block["time"].values[-1] + HOUR)
         stage.unit = "cell hours"
         run.candidate.commit(f"aqnet run {run.run_id}: {_label(month)}")
+
+
+def score_month(run: Run, cube: xr.Dataset, month: Month) -> None:
+    """Score the network, for the report, at a tenth of the month's stations, withheld from it for that."""
+    start, _ = month
+    with run.measured("score", _label(month)) as stage:
+        active = np.flatnonzero(run.observed[-1].notnull().any("time").values)
+        hidden = _draw(active, run.config.seed)
+        if len(hidden):
+            truth = run.observed[-1].isel(station=hidden)
+            points = truth["station"].to_dataframe()[["lon", "lat", "elevation"]].reset_index()
+            visible = cube.isel(station=np.setdiff1d(np.arange(cube.sizes["station"]), hidden))
+            estimate = analyse.at_points(visible, points, start, run.network)
+            row = score.table({_label(month): _prediction(estimate, truth.shape)}, truth.values)
+            run.scores.append(row.rename_axis("withheld stations"))
+        stage.rows, stage.unit = len(hidden), "stations"
+
+
+def _draw(active: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
+    """A tenth of the stations, one at least; none where that would leave none."""
+    if len(active) < 2:
+        return active[:0]
+    return np.sort(np.random.default_rng(seed).choice(active, max(1, round(WITHHELD * len(active))), replace=False))
+
+
+def _prediction(estimate: pd.DataFrame, shape: tuple[int, ...]) -> score.Prediction:
+    mean = estimate["pm2p5"].to_numpy().reshape(shape)
+    quantiles = np.stack([estimate[name].to_numpy().reshape(shape) for name in analyse.QUANTILES])
+    return score.Prediction(mean, quantiles, tuple(analyse.QUANTILES.values()))
 
 
 def validate(run: Run) -> None:

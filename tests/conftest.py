@@ -10,10 +10,16 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import HealthCheck, settings
 
+from flows import environment
+
 if TYPE_CHECKING:
     from pipeline.simulate import Simulation
 
 ROOT = Path(__file__).resolve().parents[1]
+
+# Prefect reads its environment when it is first imported, by whichever test comes first.
+environment.prepare()
+os.environ.update(environment.COMMAND_LINE)
 
 settings.register_profile(
     "aqnet", deadline=None, derandomize=True, max_examples=50, suppress_health_check=[HealthCheck.too_slow]
@@ -65,9 +71,6 @@ def small_simulation(tmp_path_factory: pytest.TempPathFactory) -> Simulation:
 def prefect_harness(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """One ephemeral Prefect server with its own home for all flow runs of the session (starting it takes seconds)."""
     os.environ["PREFECT_HOME"] = str(tmp_path_factory.mktemp("prefect"))
-    os.environ["DO_NOT_TRACK"] = "1"
-    os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
-    os.environ["PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS"] = "90"
     from prefect.testing.utilities import prefect_test_harness
 
     with prefect_test_harness(server_startup_timeout=90):

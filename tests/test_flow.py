@@ -43,7 +43,9 @@ def run_stages(config: RunConfig) -> stages.Run:
     """What the flow does, without Prefect."""
     with stages.begin(config, "by-hand") as run:
         for month in config.months():
-            stages.analyse_month(run, stages.quality_control(run, stages.ingest(run, month), month), month)
+            flagged = stages.quality_control(run, stages.ingest(run, month), month)
+            stages.analyse_month(run, flagged, month)
+            stages.score_month(run, flagged, month)
         stages.validate(run)
         stages.publish(run)
     return run
@@ -99,7 +101,7 @@ def test_checksums_hold(published: stages.Run) -> None:
 def test_the_report_tells_stages_and_lineage(published: stages.Run) -> None:
     report = json.loads(published.files["report"].read_text())
     assert [stage["name"] for stage in report["stages"]] == [
-        *("ingest", "quality control", "analyse") * 2,
+        *("ingest", "quality control", "analyse", "score") * 2,
         "validate",
         "publish",
     ]
@@ -107,6 +109,8 @@ def test_the_report_tells_stages_and_lineage(published: stages.Run) -> None:
     assert report["revision"] == "r1"
     assert report["lineage"]["config_digest"] == published.config.digest()
     assert report["validation"]["hours"] == 42
+    assert len(report["withheld_stations"]) == 2
+    assert all(row["mae_median"] > 0 for row in report["withheld_stations"].values())
     assert report["quality_control"]["missing"]["pm2p5"] > 0
     inputs = json.loads(published.files["lineage"].read_text())["inputs"]
     assert inputs == published.inputs
@@ -121,6 +125,37 @@ def test_two_short_runs_make_the_cube_of_one_long_run(
     second = run_stages(make_config(small_simulation, weights, tmp_path, start=cut))
     pieces, whole = write.open_cube(second.candidate.path), write.open_cube(published.candidate.path)
     xr.testing.assert_identical(pieces.drop_attrs().load(), whole.drop_attrs().load())
+
+
+def test_withheld_stations_are_a_seeded_tenth_and_never_all() -> None:
+    active = np.arange(100, 140)
+    drawn = stages._draw(active, seed=1)
+    assert len(drawn) == 4
+    assert set(drawn) <= set(active)
+    np.testing.assert_array_equal(drawn, stages._draw(active, seed=1))
+    assert len(stages._draw(active[:2], seed=0)) == 1
+    assert len(stages._draw(active[:1], seed=0)) == 0
+
+
+def test_a_withheld_station_is_not_seen(
+    published: stages.Run, small_simulation: Simulation, weights: Path, tmp_path: Path
+) -> None:
+    """Only the truth at withheld stations changes with their values: the estimates do not, the errors do."""
+    config = make_config(small_simulation, weights, tmp_path, start="2019-12-01", end="2019-12-01T06")
+    rows = []
+    for factor in (1.0, 2.0):
+        with stages.begin(config, "by-hand") as run:
+            (month,) = config.months()
+            flagged = stages.quality_control(run, stages.ingest(run, month), month)
+            hidden = stages._draw(np.flatnonzero(run.observed[0].notnull().any("time").values), config.seed)
+            flagged["pm2p5"][:, hidden] *= factor
+            run.observed[0] = run.observed[0] * xr.where(
+                np.isin(np.arange(run.observed[0].shape[1]), hidden), factor, 1
+            )
+            stages.score_month(run, flagged, month)
+        rows.append(run.scores[0].iloc[0])
+    truth = run.observed[0].isel(station=hidden).mean().item() / 2
+    assert rows[1]["bias_mean"] == pytest.approx(rows[0]["bias_mean"] - truth, rel=1e-3)
 
 
 def test_a_candidate_that_fails_validation_is_not_published(
@@ -152,7 +187,7 @@ def test_the_flow_publishes_and_leaves_a_report_as_artifact(
     assert done.state is not None
     assert done.state.is_completed()
     assert sorted({task.task_key.split("-")[0].split(".")[-1] for task in tasks}) == [
-        *("analyse", "ingest", "publish", "quality_control", "validate"),
+        *("analyse", "ingest", "publish", "quality_control", "score", "validate"),
     ]
     (report,) = [found["data"] for found in artifacts if found["key"] == "reanalysis-report"]
     assert "| ingest | 2019-11-30T12 to 2019-12-01T00 |" in report

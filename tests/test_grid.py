@@ -206,3 +206,17 @@ def test_a_box_across_the_dateline() -> None:
 def test_what_makes_no_grid_is_named(bbox: tuple, resolution: float, crs: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Grid(bbox, resolution, crs)
+
+
+@pytest.mark.parametrize("bbox", [(105, 32, 125, 45), (170, -20, 190, 5), (-180, 60, 179.9, 90)])
+def test_surroundings_reach_the_distance_on_every_side(bbox: tuple) -> None:
+    grid = Grid(bbox, 0.1)
+    west, south, east, north = grid.surroundings(200.0)
+    geod = Geod(ellps="WGS84")
+    for lat in (grid.bbox[1], grid.bbox[3]):
+        if abs(lat) < 89 and east - west < 360:
+            assert geod.inv(grid.bbox[0], lat, west, lat)[2] > 198e3
+            assert geod.inv(grid.bbox[2], lat, east, lat)[2] > 198e3
+    assert south == -90 or geod.inv(0, south, 0, grid.bbox[1])[2] > 198e3
+    assert north == 90 or geod.inv(0, north, 0, grid.bbox[3])[2] > 198e3
+    assert east - west <= 360

@@ -1,0 +1,367 @@
+"""AQ-Net on a record: the fast path is the training path, days are anchored, nothing looks ahead, stations come and go."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from pyproj import Geod
+
+from model import checkpoint, infer
+from model.aqnet import AQNet, AQNetConfig
+from model.geometry import distance_matrix, neighbours
+from model.infer import Interpolator, day_blocks, estimate, geometry_of, utc_days
+from model.windows import LEVELS, POLLUTANTS, Estimate, Observations, Points, cyclic, window
+
+TINY = AQNetConfig(neighbours=8, lead_hours=6, hidden=8, attention_heads=2, embedding=2, kriging_heads=2, head_hidden=8)
+LEAD, MIDNIGHT = 6, 24 * 18000
+
+
+def network(seed: int = 0, noise: float = 0.1) -> AQNet:
+    """Weights some way from the quiet start: what must hold, must hold for any."""
+    torch.manual_seed(seed)
+    made = AQNet(TINY).eval()
+    with torch.no_grad():
+        for weight in made.parameters():
+            weight += noise * torch.randn_like(weight)
+    return made
+
+
+def record(hours: int = 78, stations: int = 20, first: int = MIDNIGHT - LEAD, missing: float = 0.2) -> Observations:
+    """By default the lead and three UTC days; values depend on the hour, not on where the record begins."""
+    values = np.empty((len(POLLUTANTS), hours, stations), np.float32)
+    for i, hour in enumerate(range(first, first + hours)):
+        rng = np.random.default_rng(hour)
+        values[:, i] = rng.lognormal(3.0, 0.8, (len(POLLUTANTS), stations))
+        values[:, i][rng.random((len(POLLUTANTS), stations)) < missing] = np.nan
+    rng = np.random.default_rng(0)
+    lon, lat = rng.uniform(113, 117, stations), rng.uniform(36, 39, stations)
+    return Observations(np.arange(first, first + hours), values, lon, lat, rng.uniform(0, 900, stations))
+
+
+def places(count: int = 7) -> Points:
+    rng = np.random.default_rng(5)
+    return Points(rng.uniform(113, 117, count), rng.uniform(36, 39, count), rng.uniform(0, 900, count))
+
+
+def cut(seen: Observations, hours: slice) -> Observations:
+    return replace(seen, hours=seen.hours[hours], values=seen.values[:, hours])
+
+
+def only(seen: Observations, stations: NDArray[np.int64]) -> Observations:
+    part = {name: getattr(seen, name)[stations] for name in ("lon", "lat", "elevation")}
+    return replace(seen, values=seen.values[:, :, stations], **part)
+
+
+def assert_same(a: Estimate | infer.Block, b: Estimate | infer.Block, rtol: float = 0.0) -> None:
+    np.testing.assert_allclose(a.mean, b.mean, rtol=rtol)
+    np.testing.assert_allclose(a.quantiles, b.quantiles, rtol=rtol)
+
+
+def late(seen: Observations, part: infer.Block | Estimate, first: int) -> Estimate:
+    return Estimate(part.mean[first:], part.quantiles[:, first:])
+
+
+# ---- the fast path ----
+
+
+def test_sparse_products_give_what_the_training_path_gives():
+    """`AQNet.forward` on the window of the second day, station by station as training has it."""
+    net, seen, at = network(), record(missing=0.5), places()
+    hours = slice(LEAD + 24, LEAD + 48)
+    span = slice(hours.start - LEAD, hours.stop)
+    chosen = np.flatnonzero(np.isfinite(seen.values[0, span]).any(axis=0))
+    lon, lat = seen.lon[chosen], seen.lat[chosen]
+    index, km = neighbours(at.lon, at.lat, lon, lat, 8)
+    between = torch.from_numpy(distance_matrix(lon, lat, lon, lat)).float()
+    heights = (torch.from_numpy(h / 1000).float() for h in (seen.elevation[chosen], at.elevation))
+    nearest = torch.from_numpy(index)
+    with torch.no_grad():
+        channels = net.encoder(window(seen, span, chosen, TINY.mean, TINY.std))
+        cycle = cyclic(seen.hours[hours], at.lon, 24.0)
+        z, mean = net(channels, nearest, geometry_of(nearest, km, between, *heights), cycle)
+    found = estimate(net, seen, at)
+    expected = z.expm1().clamp(min=0).permute(2, 1, 0).numpy()
+    np.testing.assert_allclose(found.quantiles[:, hours], expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(found.mean[hours], mean.expm1().clamp(min=0).T.numpy(), rtol=1e-4, atol=1e-4)
+
+
+def test_estimates_are_in_order_and_not_negative():
+    found = estimate(network(noise=0.6), record(), places())
+    assert found.mean.shape == (78, 7)
+    assert found.quantiles.shape == (len(LEVELS), 78, 7)
+    assert found.mean.dtype == found.quantiles.dtype == np.float32
+    assert (np.diff(found.quantiles, axis=0) >= 0).all()
+    assert (found.mean >= 0).all()
+    assert (found.quantiles >= 0).all()
+
+
+def test_levels_are_a_selection_of_all():
+    net, seen, at = network(), record(), places()
+    few = np.concatenate([b.quantiles for b in day_blocks(net, seen, at, (0.5, 0.05))], axis=1)
+    every = estimate(net, seen, at).quantiles
+    np.testing.assert_array_equal(few, every[[LEVELS.index(0.5), LEVELS.index(0.05)]])
+
+
+def test_points_do_not_change_each_other(monkeypatch: pytest.MonkeyPatch):
+    """Nor does it matter how many go through the head or the layout at once."""
+    net, seen, at = network(), record(), places(11)
+    whole = estimate(net, seen, at)
+    monkeypatch.setattr(infer, "_HEAD_CHUNK", 4)
+    monkeypatch.setattr(infer, "_LAYOUT_CHUNK", 3)
+    assert_same(estimate(net, seen, at), whole, rtol=1e-4)
+    one = estimate(net, seen, Points(at.lon[5:6], at.lat[5:6], at.elevation[5:6]))
+    np.testing.assert_allclose(one.mean[:, 0], whole.mean[:, 5], rtol=1e-4)
+
+
+def test_stations_in_another_order_give_the_same_estimates():
+    net, seen, at = network(), record(), places()
+    shuffled = only(seen, np.random.default_rng(1).permutation(20))
+    assert_same(estimate(net, shuffled, at), estimate(net, seen, at), rtol=2e-4)
+
+
+def test_estimator_is_the_network_of_a_file(tmp_path: Path):
+    net = network()
+    checkpoint.save(net, tmp_path / "w.safetensors", {})
+    found = infer.estimator(tmp_path / "w.safetensors")(record(), places())
+    assert_same(found, estimate(net, record(), places()))
+
+
+# ---- days ----
+
+
+@given(st.integers(0, 10**6), st.integers(0, 90), st.integers(0, 90))
+def test_utc_days_cut_at_every_midnight_and_nowhere_else(first: int, count: int, start: int):
+    hours = np.arange(first, first + count)
+    found = list(utc_days(hours, start))
+    assert [i for s in found for i in range(s.start, s.stop)] == list(range(start, count))
+    days = [set(hours[s] // 24) for s in found]
+    assert all(len(day) == 1 for day in days)
+    assert len({day.pop() for day in days}) == len(found)
+
+
+@pytest.mark.parametrize("earlier", [1, 7, 24, 31, 24 * 15])
+def test_a_day_does_not_depend_on_where_its_record_begins(earlier: int):
+    """From its lead or from weeks earlier: 20 appended runs and one long run make the same product."""
+    net, at = network(), places()
+    short = estimate(net, record(), at)
+    long = estimate(net, record(78 + earlier, first=MIDNIGHT - LEAD - earlier), at)
+    assert_same(late(record(), long, earlier + LEAD), late(record(), short, LEAD))
+
+
+@pytest.mark.parametrize("pieces", [[30, 54, 78], [29, 31, 53, 78], [7, 11, 40, 41, 78]])
+def test_pieces_make_what_one_run_makes(pieces: list[int]):
+    """Each piece is a run of its own that reads its lead; midnight UTC is at 6, 30 and 54."""
+    net, seen, at = network(), record(), places()
+    whole = late(seen, estimate(net, seen, at), LEAD)
+    start, blocks = LEAD, []
+    for stop in pieces:
+        midnight = start - int(seen.hours[start] % 24)
+        part = cut(seen, slice(midnight - LEAD, stop))
+        blocks += list(day_blocks(net, part, at, LEVELS, start - (midnight - LEAD)))
+        start = stop
+    mean = np.concatenate([b.mean for b in blocks])
+    quantiles = np.concatenate([b.quantiles for b in blocks], axis=1)
+    assert_same(Estimate(mean, quantiles), whole, rtol=1e-5)
+
+
+def test_a_day_depends_on_its_lead_hours_and_no_earlier_ones():
+    net, seen, at = network(), record(), places()
+    before = estimate(net, seen, at)
+    for hour, moved in ((23, False), (24, True)):  # the second midnight is at 30, its lead begins at 24
+        values = seen.values.copy()
+        values[:, hour] = 300.0
+        after = estimate(net, replace(seen, values=values), at)
+        assert np.array_equal(after.mean[30:54], before.mean[30:54]) != moved
+        np.testing.assert_array_equal(after.mean[54:], before.mean[54:])
+
+
+# ---- nothing looks ahead ----
+
+
+@pytest.mark.parametrize("now", [6, 20, 29, 30, 52, 76])
+def test_the_future_changes_no_earlier_estimate(now: int):
+    net, seen, at = network(), record(missing=0.05), places()
+    values = seen.values.copy()
+    values[:, now + 1 :] = np.random.default_rng(1).lognormal(5, 1, values[:, now + 1 :].shape)
+    values[:, now + 1 :, ::3] = np.nan
+    before, after = estimate(net, seen, at), estimate(net, replace(seen, values=values), at)
+    assert_same(late(seen, Estimate(before.mean[: now + 1], before.quantiles[:, : now + 1]), 0), first(after, now + 1))
+    assert not np.array_equal(after.mean[now + 1 :], before.mean[now + 1 :])
+
+
+def first(found: Estimate, hours: int) -> Estimate:
+    return Estimate(found.mean[:hours], found.quantiles[:, :hours])
+
+
+def test_a_station_that_first_reports_later_in_the_day_changes_no_earlier_hour():
+    """Its place among the neighbours would move kriging weights before it has said anything."""
+    net, at = network(), places()
+    values = record().values.copy()
+    values[:, : LEAD + 24 + 15, :5] = np.nan  # five stations start at 15 UTC of the second day
+    with_start = replace(record(), values=values.copy())
+    values[:, :, :5] = np.nan
+    never = replace(record(), values=values)
+    a, b = estimate(net, with_start, at), estimate(net, never, at)
+    assert_same(first(a, LEAD + 24 + 15), first(b, LEAD + 24 + 15), rtol=1e-5)
+    assert not np.allclose(a.mean[LEAD + 24 + 15 :], b.mean[LEAD + 24 + 15 :])
+
+
+def test_a_day_in_two_pieces_is_the_day_in_one_though_a_station_starts_between():
+    net, at = network(), places()
+    values = record().values.copy()
+    values[:, : LEAD + 15, :5] = np.nan
+    seen = replace(record(), values=values)
+    whole, half = estimate(net, seen, at), estimate(net, cut(seen, slice(0, LEAD + 12)), at)
+    assert_same(first(whole, LEAD + 12), half, rtol=1e-5)
+
+
+# ---- stations come and go ----
+
+
+def test_a_layout_kept_up_to_date_is_a_fresh_one():
+    """Stations stop and start from day to day; only the points they touch are computed again."""
+    rng, net, at = np.random.default_rng(2), network(), places(40)
+    values = record(hours=24 * 9, first=MIDNIGHT, stations=60, missing=0.0).values.copy()
+    for day in range(9):
+        values[:, 24 * day : 24 * day + 24, rng.permutation(60)[: rng.integers(0, 8)]] = np.nan
+    values[:, 120:144, 7:] = np.nan  # fewer than K for a day
+    seen = replace(record(hours=24 * 9, first=MIDNIGHT, stations=60), values=values)
+    kept = Interpolator(net, seen, at)
+    for hours in utc_days(seen.hours, 0):
+        fresh = Interpolator(net, seen, at)
+        assert_same(kept(hours), fresh(hours), rtol=1e-4)
+        np.testing.assert_array_equal(kept.layout.index, fresh.layout.index)
+        for a, b in zip(kept.layout.parts, fresh.layout.parts, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_only_points_that_a_station_touches_are_computed_again(monkeypatch: pytest.MonkeyPatch):
+    seen, at = record(hours=48, first=MIDNIGHT, stations=60, missing=0.0), places(40)
+    seen.values[0, 18:, 3] = np.nan  # station 3 is there on the first day, but not in the window of the second
+    kept = Interpolator(network(), seen, at)
+    counts: list[int] = []
+    compute = infer._Layout._compute
+    monkeypatch.setattr(
+        infer._Layout, "_compute", lambda self, rows, k: (counts.append(len(rows)), compute(self, rows, k))
+    )
+    for hours in utc_days(seen.hours, 0):
+        kept(hours)
+    km = distance_matrix(at.lon, at.lat, seen.lon, seen.lat)
+    assert counts == [40, int((np.argsort(km, axis=1)[:, :8] == 3).any(axis=1).sum())]
+    assert 0 < counts[1] < 40
+
+
+def test_a_station_without_pm2p5_is_not_there_whatever_else_it_reports():
+    net, seen, at = network(), record(), places()
+    seen.values[0, :, 4] = np.nan
+    seen.values[1:, :, 4] = 1e4
+    rest = np.delete(np.arange(20), 4)
+    assert_same(estimate(net, seen, at), estimate(net, only(seen, rest), at))
+
+
+@pytest.mark.parametrize("stations", [1, 2, 7])
+def test_fewer_stations_than_neighbours_are_enough(stations: int):
+    found = estimate(network(), record(stations=stations, missing=0.0), places())
+    assert np.isfinite(found.mean).all()
+    assert np.isfinite(found.quantiles).all()
+
+
+def test_one_station_gives_about_its_value_everywhere():
+    torch.manual_seed(0)
+    seen = record(stations=1, missing=0.0)
+    found = estimate(AQNet(TINY).eval(), seen, places())
+    median = np.log1p(found.quantiles[LEVELS.index(0.5)])
+    assert (np.abs(median - np.log1p(seen.values[0])) < 0.5).all()
+
+
+@pytest.mark.parametrize("stations", [0, 3])
+def test_without_any_observation_there_is_no_estimate(stations: int):
+    blocks = list(day_blocks(network(), record(stations=stations, missing=1.1), places(), LEVELS))
+    for block in blocks:
+        for values in (block.mean, block.quantiles, block.distance):
+            assert np.isnan(values).all()
+        assert (block.count == 0).all()
+    assert sum(len(block.mean) for block in blocks) == 78
+
+
+def test_no_points_make_an_empty_estimate():
+    found = estimate(network(), record(), places(0))
+    assert found.mean.shape == (78, 0)
+    assert found.quantiles.shape == (len(LEVELS), 78, 0)
+
+
+def test_an_hour_without_observations_is_bridged_from_the_hours_before():
+    seen = record(missing=0.0)
+    seen.values[:, 40:43] = np.nan
+    blocks = list(day_blocks(network(), seen, places(), LEVELS))
+    mean, distance, count = (np.concatenate([getattr(b, n) for b in blocks]) for n in ("mean", "distance", "count"))
+    assert np.isfinite(mean).all()
+    np.testing.assert_array_equal(np.isnan(distance).all(axis=1), np.isin(np.arange(78), [40, 41, 42]))
+    np.testing.assert_array_equal(count == 0, np.isin(np.arange(78), [40, 41, 42]))
+
+
+def test_before_the_first_observation_there_is_no_estimate():
+    """Stations that report later in the day say nothing of the hours before: NaN, not 0 ug m-3."""
+    seen = record(missing=0.0)
+    seen.values[:, : LEAD + 10] = np.nan
+    found = estimate(network(), seen, places())
+    assert np.isnan(found.mean[: LEAD + 10]).all()
+    assert np.isnan(found.quantiles[:, : LEAD + 10]).all()
+    assert np.isfinite(found.mean[LEAD + 10 :]).all()
+
+
+def test_once_every_value_is_older_than_the_lead_there_is_no_estimate():
+    seen = record(missing=0.0)
+    silent = LEAD + 24  # the whole network stops at the second midnight
+    seen.values[:, silent:] = np.nan
+    found = estimate(network(), seen, places())
+    assert np.isfinite(found.mean[silent : silent + LEAD - 1]).all()
+    assert np.isnan(found.mean[silent + LEAD :]).all()
+    assert np.isnan(found.quantiles[:, silent + LEAD :]).all()
+
+
+# ---- distance and count ----
+
+
+def test_distance_is_the_geodesic_to_the_nearest_valid_station_of_the_hour():
+    seen, at = record(missing=0.4), places()
+    blocks = list(day_blocks(network(), seen, at, LEVELS))
+    distance, count = (np.concatenate([getattr(b, name) for b in blocks]) for name in ("distance", "count"))
+    geod = Geod(ellps="WGS84")
+    km = np.array([[geod.inv(a, b, c, d)[2] / 1000 for c, d in zip(seen.lon, seen.lat, strict=True)]
+                   for a, b in zip(at.lon, at.lat, strict=True)])  # fmt: skip
+    valid = np.isfinite(seen.values[0])
+    expected = np.where(valid[:, None], km[None], np.inf).min(axis=2)
+    np.testing.assert_array_equal(count, valid.sum(axis=1))
+    np.testing.assert_allclose(distance, expected, rtol=1e-6)
+
+
+def test_distance_reaches_beyond_the_neighbours_when_none_of_them_is_valid():
+    """The nearest valid station of the hour may be farther than the K that the estimate is made of."""
+    seen, at = record(missing=0.0), places(1)
+    km = distance_matrix(at.lon, at.lat, seen.lon, seen.lat)[0]
+    order = np.argsort(km)
+    seen.values[0, 40, order[:9]] = np.nan
+    block = list(day_blocks(network(), seen, at, LEVELS))[2]
+    assert block.distance[40 - block.hours.start, 0] == pytest.approx(km[order[9]], rel=1e-3)
+
+
+# ---- anywhere on Earth ----
+
+
+@pytest.mark.parametrize("move", [(0, 0), (66, 0), (-115, -75), (180, 45)])
+def test_every_place_on_earth_works_and_longitudes_may_run_either_way(move: tuple[float, float]):
+    seen, at = record(), places()
+    seen = replace(seen, lon=seen.lon + move[0], lat=seen.lat + move[1])
+    at = Points(at.lon + move[0], at.lat + move[1], at.elevation)
+    found = estimate(network(), seen, at)
+    assert np.isfinite(found.mean).all()
+    wrapped = Points((at.lon + 180) % 360 - 180, at.lat, at.elevation)
+    assert_same(estimate(network(), seen, wrapped), found, rtol=2e-3)

@@ -1,0 +1,158 @@
+"""What the encoder reads: layout and scaling of the features, marks of missing values, local solar time."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from model.windows import CYCLES, FEATURES, LEVELS, POLLUTANTS, Observations, cyclic, normalisation, window
+from pipeline import contract
+
+MEAN, STD = (3.5, 4.2, 2.2, 3.2, 3.8, 0.6), (0.85, 0.75, 0.8, 0.7, 0.9, 0.35)
+P = len(POLLUTANTS)
+MONDAY = int(np.datetime64("2019-12-02T00", "h").astype(int))
+
+
+def record(hours: int = 12, stations: int = 4) -> Observations:
+    rng = np.random.default_rng(0)
+    values = rng.lognormal(3.0, 0.8, (P, hours, stations)).astype(np.float32)
+    values[rng.random(values.shape) < 0.2] = np.nan
+    lon, lat = rng.uniform(-180, 180, stations), rng.uniform(-60, 60, stations)
+    return Observations(np.arange(437000, 437000 + hours), values, lon, lat, np.zeros(stations))
+
+
+# ---- features ----
+
+
+def test_features_are_scaled_logarithms_marks_and_cycles_of_the_chosen_hours_and_stations():
+    seen = record()
+    chosen = np.array([3, 1])
+    found = window(seen, slice(2, 9), chosen, MEAN, STD)
+    assert found.features.shape == (2, 7, FEATURES)
+    assert found.features.dtype == torch.float32
+    for row, s in enumerate(chosen):
+        for p in range(P):
+            value = seen.values[p, 2:9, s]
+            valid = np.isfinite(value)
+            scaled = np.where(valid, (np.log1p(np.nan_to_num(value)) - MEAN[p]) / STD[p], 0)
+            np.testing.assert_allclose(found.features[row, :, p], scaled, atol=1e-5)
+            np.testing.assert_array_equal(found.features[row, :, P + p], valid.astype("f4"))
+        cycles = torch.cat([cyclic(seen.hours[2:9], seen.lon[s : s + 1], period) for period in CYCLES], dim=-1)
+        assert torch.equal(found.features[row, :, 2 * P :], cycles[0])
+
+
+def test_z_and_valid_are_the_first_pollutant():
+    seen = record()
+    found = window(seen, slice(None), np.arange(4), MEAN, STD)
+    assert found.valid.dtype == torch.bool
+    np.testing.assert_array_equal(found.valid, np.isfinite(seen.values[0]).T)
+    np.testing.assert_allclose(found.z, np.log1p(np.nan_to_num(seen.values[0])).T, rtol=1e-6)
+    assert not found.valid.all()
+
+
+def test_a_missing_pollutant_hides_no_other():
+    seen = record()
+    seen.values[1:] = np.nan
+    found = window(seen, slice(None), np.arange(4), MEAN, STD)
+    np.testing.assert_array_equal(found.valid, np.isfinite(seen.values[0]).T)
+    assert (found.features[..., 1:P] == 0).all()
+    assert (found.features[..., P + 1 : 2 * P] == 0).all()
+    assert torch.isfinite(found.features).all()
+
+
+def test_a_negative_value_counts_as_zero():
+    seen = record()
+    seen.values[:] = -3.0
+    found = window(seen, slice(None), np.arange(4), MEAN, STD)
+    assert (found.z == 0).all()
+    assert torch.isfinite(found.features).all()
+
+
+def test_a_window_leaves_the_record_as_it_is():
+    seen = record()
+    before = seen.values.copy()
+    window(seen, slice(None), np.arange(4), MEAN, STD)
+    np.testing.assert_array_equal(seen.values, before)
+
+
+def test_pollutants_are_those_of_the_contract_and_the_median_is_a_level():
+    assert POLLUTANTS == contract.POLLUTANTS
+    assert 0.5 in LEVELS
+    assert list(LEVELS) == sorted(set(LEVELS))
+    assert {0.05, 0.95} < set(LEVELS)
+
+
+# ---- local solar time ----
+
+
+@given(st.integers(0, 600_000), st.integers(-11, 12), st.sampled_from(CYCLES))
+def test_the_same_local_hour_reads_the_same_at_any_longitude(hour: int, zone: int, period: float):
+    """An hour `zone` time zones east happens `zone` hours earlier in UTC."""
+    here = cyclic(np.array([hour]), np.array([0.0]), period)
+    east = cyclic(np.array([hour - zone]), np.array([15.0 * zone]), period)
+    torch.testing.assert_close(here, east, atol=1e-5, rtol=0)
+
+
+@given(st.integers(0, 600_000), st.floats(-180, 180), st.sampled_from(CYCLES))
+def test_cycles_repeat_after_their_period_and_not_before(hour: int, lon: float, period: float):
+    hours = hour + np.arange(2 * int(period))
+    found = cyclic(hours, np.array([lon]), period)[0]
+    torch.testing.assert_close(found[: int(period)], found[int(period) :], atol=1e-5, rtol=0)
+    torch.testing.assert_close(found.norm(dim=-1), torch.ones(len(hours)))
+    apart = torch.cdist(found[:1], found[1 : int(period)])
+    assert apart.min() > 0.5 * 2 * np.pi / period
+
+
+def test_phase_0_is_local_midnight_and_monday():
+    start = torch.tensor([0.0, 1.0])
+    for lon, hour in ((0.0, MONDAY), (120.0, MONDAY - 8), (-75.0, MONDAY + 5)):
+        for period in CYCLES:
+            torch.testing.assert_close(
+                cyclic(np.array([hour]), np.array([lon]), period)[0, 0], start, atol=1e-5, rtol=0
+            )
+    noon = cyclic(np.array([MONDAY + 12]), np.array([0.0]), 24.0)[0, 0]
+    torch.testing.assert_close(noon, -start, atol=1e-5, rtol=0)
+
+
+def test_features_know_no_season():
+    """The same values half a year of whole weeks later are the same input."""
+    seen = record()
+    later = replace(seen, hours=seen.hours + 26 * 168)
+    torch.testing.assert_close(
+        window(seen, slice(None), np.arange(4), MEAN, STD).features,
+        window(later, slice(None), np.arange(4), MEAN, STD).features,
+    )
+
+
+# ---- normalisation ----
+
+
+def test_normalisation_is_that_of_the_valid_values():
+    values = record(hours=200).values
+    mean, std = normalisation(values)
+    assert len(mean) == len(std) == P
+    for p in range(P):
+        logs = np.log1p([v for v in values[p].ravel().astype(float) if v == v])
+        assert mean[p] == pytest.approx(logs.mean(), rel=1e-5)
+        assert std[p] == pytest.approx(logs.std(), rel=1e-5)
+
+
+def test_normalisation_does_not_change_with_more_missing_values_around():
+    values = record().values
+    wider = np.full((P, 40, 9), np.nan, np.float32)
+    wider[:, 5:17, 2:6] = values
+    np.testing.assert_allclose(normalisation(wider), normalisation(values), rtol=1e-6)
+
+
+def test_scaled_features_of_the_training_hours_have_mean_0_and_deviation_1():
+    seen = record(hours=300)
+    found = window(seen, slice(None), np.arange(4), *normalisation(seen.values))
+    for p in range(P):
+        scaled = found.features[..., p][found.features[..., P + p] == 1]
+        assert scaled.mean().item() == pytest.approx(0, abs=1e-4)
+        assert scaled.std().item() == pytest.approx(1, abs=1e-2)

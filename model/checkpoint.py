@@ -24,6 +24,7 @@ def save(network: AQNet, path: Path, training: dict[str, object]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, temporary)
+    temporary.chmod(0o644)  # safetensors leaves 0600, which a wheel would carry to every user
     os.replace(temporary, path)
     described = {"config": asdict(network.config), "training": training, "sha256": digest(path)}
     temporary.write_text(json.dumps(described, indent=1) + "\n")

@@ -160,7 +160,7 @@ def evaluate(
     baselines = fitted(take(parts.visible, slice(0, split.train_end))) if methods is None else dict(methods)
     scored = np.arange(split.test_start, split.hours, stride)
     predictions = predict(parts, scored, baselines, _networks(weights) if weights else {})
-    about = _about(baselines, len(scored), stride) | _digests(source_path, [stations, splits, *(weights or [])], split)
+    about = _about(baselines, len(scored), stride) | digests(source_path, [stations, splits, *(weights or [])], split)
     result = _assess(predictions, parts, scored, {group: len(members) for group, members in hidden.items()}, about)
     out_dir.mkdir(parents=True, exist_ok=True)
     _write(out_dir / "evaluation.json", result.to_json())
@@ -375,7 +375,7 @@ def _about(methods: Mapping[str, Estimator], hours: int, stride: int) -> dict[st
     }
 
 
-def _digests(source_path: Path, files: Sequence[Path], split: Splits) -> dict[str, Any]:
+def digests(source_path: Path, files: Sequence[Path], split: Splits) -> dict[str, Any]:
     """SHA-256 of every file that was read; of the observations, one over the manifest of all of theirs."""
     found = sources.input_digests("cnemc", source_path, ORIGIN, ORIGIN + np.timedelta64(split.hours, "h"))
     observations = hashlib.sha256(provenance.manifest(found).encode()).hexdigest()

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from model import checkpoint
 from model import train as training
-from pipeline import provenance
+from pipeline import evaluate
 from pipeline.errors import InputError
 from pipeline.evaluate import Splits, read_record
 
@@ -51,8 +51,8 @@ def train(source_path: Path, stations: Path, splits: Path, out: Path, seed: int,
     result = training.train(visible, training.Split(*hours, _cities(stations, codes[index])), seed, recipe)
     path = out / f"aqnet-seed{seed}.safetensors"
     described = {"seed": seed, "recipe": result.recipe, "history": result.history}
-    described |= {"splits": provenance.digest_file(splits), "stations": provenance.digest_file(stations)}
     described |= {"visible_stations": len(index), "train_hours": split.train_end}
+    described |= evaluate.digests(source_path, [stations, splits], split)
     checkpoint.save(result.network, path, described)
     log.info("wrote %s (SHA-256 %s)", path, checkpoint.digest(path))
     return path

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -29,6 +28,7 @@ from model.baseline import Estimator
 from model.geometry import TERRAIN_FACTOR
 from model.windows import LEVELS, POLLUTANTS, Estimate, Observations, Points
 from pipeline import provenance, score, sources
+from pipeline.atomic import replacing
 from pipeline.errors import InputError
 from pipeline.harmonise import to_cube
 
@@ -163,8 +163,9 @@ def evaluate(
     about = _about(baselines, len(scored), stride) | digests(source_path, [stations, splits, *(weights or [])], split)
     result = _assess(predictions, parts, scored, {group: len(members) for group, members in hidden.items()}, about)
     out_dir.mkdir(parents=True, exist_ok=True)
-    _write(out_dir / "evaluation.json", result.to_json())
-    _write(out_dir / "evaluation.md", result.to_markdown())
+    for name, text in (("evaluation.json", result.to_json()), ("evaluation.md", result.to_markdown())):
+        with replacing(out_dir / name) as part:
+            part.write_text(text)
     return result
 
 
@@ -389,10 +390,3 @@ def _records(rows: pd.DataFrame) -> list[dict[str, Any]]:
         {str(key): None if isinstance(value, float) and np.isnan(value) else value for key, value in row.items()}
         for row in named.to_dict("records")
     ]
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a file whole, by a temporary file beside it and a rename."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
-    temporary.replace(path)

@@ -10,9 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import NAMESPACE_URL, uuid5
@@ -24,6 +22,7 @@ import xarray as xr
 import zarr
 from numpy.typing import NDArray
 
+from pipeline.atomic import replacing
 from pipeline.contract import FIELD_NAMES, FIELDS, STREAMS, FieldSpec
 from pipeline.errors import ConfigError, ProductError
 from pipeline.grid import extent
@@ -126,34 +125,11 @@ def export_netcdf(
         piece = part.isel(time=_positions(months == month))
         first, last = (str(day).replace("-", "") for day in piece["time"].values[[0, -1]].astype("datetime64[D]"))
         name = f"pm25_{domain}_aqnet_{stream}_v{version}_hourly_{first}-{last}.nc"
-        with _replacing(out_dir / name) as path:
+        with replacing(out_dir / name) as path:
             _write_netcdf(piece, path, {"id": name.removesuffix(".nc"), "product_version": version})
         files.append(out_dir / name)
         log.info("wrote %s", out_dir / name)
     return files
-
-
-@contextmanager
-def _replacing(target: Path) -> Iterator[Path]:
-    """A hidden path beside ``target`` that takes its place when the block ends well and goes when it does not."""
-    part, old = (target.with_name(f".{target.name}.{end}") for end in ("part", "old"))
-    _remove(part)
-    try:
-        yield part
-        if target.is_dir():  # a folder cannot be renamed over another
-            _remove(old)
-            target.rename(old)
-        part.rename(target)
-    finally:
-        _remove(part)
-        _remove(old)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def _attrs(cube: xr.Dataset, own: Mapping[str, str]) -> dict[str, Any]:
@@ -244,7 +220,7 @@ def export_zarr(
     """
     part, path = subset(cube, None, start, end, bbox), Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _replacing(path) as folder:
+    with replacing(path) as folder:
         group = zarr.open_group(folder, mode="w")
         lay(group, part.coords.to_dataset().drop_dims("time"), _hours(part))
         group.attrs.update(plain(_attrs(part, {"id": path.stem})))
@@ -278,7 +254,7 @@ def write_table(table: pd.DataFrame, path: str | Path) -> Path:
     if path.suffix not in (".csv", ".parquet", ".nc"):
         raise ConfigError(f"{path}: expected a name that ends in .csv, .parquet or .nc")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _replacing(path) as part:
+    with replacing(path) as part:
         if path.suffix == ".csv":
             table.to_csv(part, index=False, date_format="%Y-%m-%dT%H:%M:%S")
         elif path.suffix == ".parquet":
@@ -305,6 +281,6 @@ def sha256sums(out_dir: str | Path) -> Path:
     out_dir = Path(out_dir)
     names = sorted(file.name for file in out_dir.iterdir() if file.is_file() and not file.name.startswith("."))
     lines = [f"{digest_file(out_dir / name)}  {name}\n" for name in names if name != "SHA256SUMS"]
-    with _replacing(out_dir / "SHA256SUMS") as path:
+    with replacing(out_dir / "SHA256SUMS") as path:
         path.write_text("".join(lines))
     return out_dir / "SHA256SUMS"

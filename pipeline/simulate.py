@@ -13,7 +13,6 @@ from __future__ import annotations
 import logging
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -25,6 +24,7 @@ import xarray as xr
 from numpy.typing import NDArray
 from scipy import signal
 
+from pipeline.atomic import replacing
 from pipeline.contract import POLLUTANTS, STANDARD_NAMES, TIME_UNITS
 from pipeline.errors import ConfigError, InputError
 from pipeline.grid import Grid, is_land
@@ -232,7 +232,7 @@ def _write_truth(done: Simulation, truth: Truth, grid: Grid, stations: pd.DataFr
     to_grid = truth.lattice.bilinear(lon, lat)
     to_stations = truth.lattice.bilinear(stations["lon"].to_numpy(), stations["lat"].to_numpy())
     at_stations = np.empty((len(times), len(stations)))
-    with _replacing(done.truth) as path:
+    with replacing(done.truth) as path:
         _truth_template(grid, done, seed).to_netcdf(path, engine="netcdf4")
         with netCDF4.Dataset(path, "a") as file:
             variable = _truth_variable(file, grid)
@@ -362,11 +362,11 @@ def _plant(
 
 def _write_tables(done: Simulation, stations: pd.DataFrame, faults: pd.DataFrame, seed: int) -> None:
     """Write the station list, the planted faults (times as ``YYYY-MM-DDTHH``) and a README that says SIMULATED."""
-    with _replacing(done.stations) as path:
+    with replacing(done.stations) as path:
         stations.to_csv(path, index=False, lineterminator="\n")
-    with _replacing(done.faults) as path:
+    with replacing(done.faults) as path:
         faults.to_csv(path, index=False, date_format="%Y-%m-%dT%H", lineterminator="\n")
-    with _replacing(done.truth.with_name("README.md")) as path:
+    with replacing(done.truth.with_name("README.md")) as path:
         path.write_text(_README.format(simulated=SIMULATED, seed=seed, start=done.start, end=done.end), "utf-8")
 
 
@@ -389,7 +389,7 @@ def _write_archive(folder: Path, observed: dict[str, Float], times: Hours, codes
     days = labels.astype("M8[D]")
     for month in np.unique(labels.astype("M8[M]")):
         inside = np.unique(days[labels.astype("M8[M]") == month])
-        with _replacing(folder / f"china_sites_{_digits(month)}.zip") as path, zipfile.ZipFile(path, "w") as archive:
+        with replacing(folder / f"china_sites_{_digits(month)}.zip") as path, zipfile.ZipFile(path, "w") as archive:
             for day in inside:
                 hours = [int(k) for k in np.flatnonzero(days == day) if k != missing]
                 entry = zipfile.ZipInfo(f"china_sites_{_digits(day)}.csv", (1980, 1, 1, 0, 0, 0))
@@ -409,14 +409,3 @@ def _lines(observed: dict[str, Float], labels: Hours, codes: list[str], hours: l
 
 def _digits(time: np.datetime64) -> str:
     return str(time).replace("-", "")
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary name to write to, and move it to ``path`` when that went well."""
-    partial = path.with_name(f".{path.name}.part")
-    try:
-        yield partial
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

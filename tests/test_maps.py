@@ -9,6 +9,7 @@ from matplotlib.image import imread
 from numpy.typing import NDArray
 
 from pipeline import maps
+from pipeline.atomic import replacing
 from pipeline.errors import ProductError
 from pipeline.grid import Grid
 
@@ -145,7 +146,7 @@ def test_a_failed_picture_leaves_the_old_one(tmp_path: Path) -> None:
     field = some_field(Grid((115, 34, 119, 38), 0.2))
 
     def fail() -> None:
-        with maps._replacing(path) as partial:
+        with replacing(path) as partial:
             partial.write_bytes(b"half")
             raise OSError("no space left on device")
 

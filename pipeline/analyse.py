@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from model import checkpoint, infer
 from model.aqnet import AQNet
-from model.windows import Observations, Points
+from model.windows import Estimate, Observations, Points
 from pipeline import export, qc
 from pipeline.contract import HOUR, POLLUTANTS, QUALITY_BITS, STREAMS, check_station_cube
 from pipeline.errors import ConfigError, InputError
@@ -59,6 +60,11 @@ def load(weights: Path | None = None) -> Network:
         found = network.aqnet.config.lead_hours
         raise ConfigError(f"{path}: expected a network that looks back {LEAD_HOURS} hours or less; found {found}")
     return network
+
+
+def estimator(network: Network) -> Callable[[Observations, Points], Estimate]:
+    """The network as an estimator like those of `model.baseline`."""
+    return partial(infer.estimate, network.aqnet)
 
 
 def observations(cube: xr.Dataset) -> Observations:

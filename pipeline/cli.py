@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
@@ -33,6 +34,8 @@ PATH = click.Path(path_type=Path)
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command and exit with its code: 0, 1 (the user can mend it), 2 (usage), 70 (a bug), 130 (Ctrl-C)."""
+    # A service manager stops with SIGTERM: end as Ctrl-C does, so that Prefect's server ends, too.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(run_command(sys.argv[1:] if argv is None else argv))
 
 

@@ -125,7 +125,10 @@ class Evaluation:
                 count = len(_networks_of(rows))
                 parts += [f"AQ-Net over {count} weights:", score.markdown(self.seeds[group])]
         if len(self.differences):
-            parts += ["## AQ-Net minus baselines, 95 % day-block bootstrap", score.markdown(self.differences)]
+            parts += [
+                "## AQ-Net minus baselines, 95 % day-block bootstrap",
+                score.markdown(self.differences.set_index("group")),
+            ]
         return "\n\n".join(parts)
 
 
@@ -208,6 +211,14 @@ def fitted(training: Observations) -> dict[str, Estimator]:
     }
 
 
+def own_kriging(observations: Observations) -> Estimator:
+    """Log kriging with the variogram of these observations, or that of CNEMC 2019 where they are too few to fit one."""
+    try:
+        return partial(baseline.log_kriging, variogram=baseline.fit_variogram(observations))
+    except ValueError:
+        return baseline.METHODS["log_kriging"]
+
+
 def _networks(weights: Sequence[Path]) -> dict[str, Estimator]:
     """AQ-Net of each weights file, by a name that starts with `AQNET`."""
     return {AQNET + Path(path).stem.removeprefix("aqnet-"): infer.estimator(path) for path in weights}
@@ -281,20 +292,21 @@ def withheld(
     estimators : name -> method.
     share : of the stations with valid PM2.5; at least one is withheld and one kept.
 
-    Raises
-    ------
-    InputError
-        With fewer than two stations that have valid PM2.5.
+    Returns
+    -------
+    DataFrame
+        Methods x metrics, see `pipeline.score.scores`; empty with fewer than two stations that have valid PM2.5.
+        Kriging has the variogram of the stations that are left, or that of CNEMC 2019 where they are too few.
     """
     pm2p5 = observations.values[POLLUTANTS.index("pm2p5")]
     active = np.flatnonzero((~np.isnan(pm2p5[lead:])).any(axis=0))
     if len(active) < 2:
-        raise InputError(f"withheld stations: expected two stations with valid PM2.5 or more; found {len(active)}")
+        return pd.DataFrame()
     count = min(max(round(share * len(active)), 1), len(active) - 1)
     hidden = np.sort(np.random.default_rng(seed).choice(active, count, replace=False))
     parts = withhold(observations, np.setdiff1d(np.arange(pm2p5.shape[1]), hidden), hidden)
     scored = np.arange(lead, len(observations.hours))
-    references = {name: baseline.METHODS[name] for name in ("log_kriging", "idw_k8_p1")}
+    references = {"log_kriging": own_kriging(take(parts.visible, scored)), "idw_k8_p1": baseline.METHODS["idw_k8_p1"]}
     return score.table(predict(parts, scored, references, estimators), parts.truth[scored])
 
 

@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import xarray as xr
+from numpy.typing import NDArray
 
 from model import baseline
-from model.windows import LEVELS, POLLUTANTS, Observations, Points
-from pipeline import config, maps, report, score, simulate, stages, write
+from model.windows import LEVELS, POLLUTANTS, Estimate, Observations, Points
+from pipeline import config, evaluate, maps, report, score, simulate, stages, write
 from pipeline.analyse import QUANTILES
 from pipeline.grid import Grid
 from pipeline.simulate import Simulation
@@ -78,19 +79,26 @@ def against_truth(run: stages.Run, simulation: Simulation) -> pd.DataFrame:
 
 
 def _baselines(grid: Grid, observed: xr.DataArray) -> dict[str, score.Prediction]:
-    """Inverse distance and kriging at the land cells; each hour by its own PM2.5 alone."""
+    """Inverse distance, and kriging with the run's own variogram, at the land cells; each hour by its own PM2.5."""
     land = grid.land.ravel()
     values = np.full((len(POLLUTANTS), *observed.shape), np.nan, "float32")
     values[POLLUTANTS.index("pm2p5")] = observed.values
     hours = observed["time"].values.astype("datetime64[h]").astype("int64")
     seen = Observations(hours, values, *(observed[name].values for name in ("lon", "lat", "elevation")))
     points = Points(*(axis[land] for axis in grid.points()))
+    methods = baseline.METHODS | {"log_kriging": evaluate.own_kriging(seen)}
     found = {}
     for label, name in BASELINES.items():
         logger.info("estimating by %s, to compare", label.lower())
-        estimate = baseline.METHODS[name](seen, points)
-        found[label] = score.Prediction(estimate.mean, estimate.quantiles, LEVELS)
+        estimate = methods[name](seen, points)
+        found[label] = score.Prediction(estimate.mean, _published(estimate), tuple(QUANTILES.values()))
     return found
+
+
+def _published(estimate: Estimate) -> NDArray[np.floating] | None:
+    """The quantiles that the cube holds: CRPS compares methods by the same levels only."""
+    at = [LEVELS.index(level) for level in QUANTILES.values()]
+    return None if estimate.quantiles is None else estimate.quantiles[at]
 
 
 def as_text(scores: pd.DataFrame) -> str:

@@ -27,7 +27,7 @@ def as_dict(run: Run) -> dict[str, Any]:
         "stages": [asdict(stage) for stage in run.stages],
         "quality_control": quality(run).to_dict("index"),
         "validation": asdict(run.validation) if run.validation else None,
-        "withheld_stations": scores(run).to_dict("index"),
+        "withheld_stations": scores(run).reset_index().to_dict("records"),
         "files": {name: str(path) for name, path in run.files.items()},
     }
 
@@ -58,7 +58,7 @@ def as_text(run: Run) -> str:
 
 
 def stages(run: Run) -> pd.DataFrame:
-    """One row a stage and period: seconds, peak memory of the process so far, rows."""
+    """One row a stage and period: seconds, peak memory of the process in it, rows."""
     return pd.DataFrame([asdict(stage) for stage in run.stages]).set_index("name").rename_axis("stage")
 
 
@@ -69,5 +69,5 @@ def quality(run: Run) -> pd.DataFrame:
 
 
 def scores(run: Run) -> pd.DataFrame:
-    """Scores at withheld stations, a row a month; empty where there were too few stations."""
-    return pd.concat(run.scores) if run.scores else pd.DataFrame()
+    """Scores at withheld stations, a row a month and method; empty where there were too few stations."""
+    return pd.concat(run.scores).reset_index().set_index("period") if run.scores else pd.DataFrame()

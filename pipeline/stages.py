@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import resource
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,11 +17,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import xarray as xr
-from numpy.typing import NDArray
 
-from pipeline import analyse, export, harmonise, maps, provenance, qc, report, score, sources, write
+from pipeline import analyse, evaluate, export, harmonise, maps, memory, provenance, qc, report, score, sources, write
+from pipeline.atomic import replacing
 from pipeline.config import Month, RunConfig, naive
 from pipeline.contract import HOUR
+from pipeline.errors import InputError
 from pipeline.grid import Grid
 
 logger = logging.getLogger("aqnet")
@@ -34,16 +33,13 @@ CUBE, PRODUCTS, LINEAGE, REPORT = "cube.icechunk", "products", "lineage.json", "
 #: What the run makes: analyses of hours from what was known then; see `pipeline.contract.STREAMS`.
 STREAM = "interim"
 
-#: Share of the stations that scoring withholds.
-WITHHELD = 0.1
-
 #: What the first hour looks back to: the analysis' window, and of its first hours the flags, which look back too.
-LEAD = (analyse.LEAD_HOURS + max(hours for levels in qc.FLAT_HOURS.values() for _, hours in levels)) * HOUR
+LEAD = (analyse.LEAD_HOURS + qc.LOOKBACK_HOURS) * HOUR
 
 
 @dataclass
 class Stage:
-    """What one stage took: wall seconds, the process' peak memory so far (MiB), and how many of which `unit`."""
+    """What one stage took: wall seconds, peak memory of the process in it (MiB), and how many of which `unit`."""
 
     name: str
     period: str
@@ -81,9 +77,10 @@ class Run:
     def measured(self, name: str, period: str) -> Iterator[Stage]:
         """Time a stage and note its peak memory; a stage that fails is not noted."""
         stage, began = Stage(name, period), time.perf_counter()
+        memory.reset_peak()
         yield stage
         stage.seconds = time.perf_counter() - began
-        stage.peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        stage.peak_mib = memory.peak_mib()
         self.stages.append(stage)
         logger.info("%s %s: %d %s in %.1f s", name, period, stage.rows, stage.unit, stage.seconds)
 
@@ -107,14 +104,17 @@ def begin(config: RunConfig, run_id: str) -> Iterator[Run]:
 
 
 def ingest(run: Run, month: Month) -> xr.Dataset:
-    """Read the observations of a month and of the hours before it that its first day looks back to."""
+    """Read the observations of a month and of the hours before it that its first day looks back to.
+
+    Stations outside the grid count as far as an estimate reaches; one inside is needed.
+    """
     start, end = month
-    config = run.config
+    config, around = run.config, run.grid.surroundings(analyse.EXTRAPOLATED_KM)
     with run.measured("ingest", _label(month)) as stage:
-        tables = sources.read(
-            config.source, config.input, config.stations, start - LEAD, end, run.grid.bbox, config.truncated
-        )
+        tables = sources.read(config.source, config.input, config.stations, start - LEAD, end, around, config.truncated)
         cube = harmonise.to_cube(tables, start - LEAD, end)
+        if not run.grid.holds(cube["lon"].values, cube["lat"].values).any():
+            raise InputError(f"{config.input}: expected stations inside bbox {run.grid.bbox}; found none there")
         stage.rows, stage.unit = cube.sizes["time"] * cube.sizes["station"], "station hours"
     return cube
 
@@ -143,32 +143,13 @@ def analyse_month(run: Run, cube: xr.Dataset, month: Month) -> None:
 
 
 def score_month(run: Run, cube: xr.Dataset, month: Month) -> None:
-    """Score the network, for the report, at a tenth of the month's stations, withheld from it for that."""
-    start, _ = month
+    """Score network and kriging, for the report, at a tenth of the month's stations, withheld from both for that."""
     with run.measured("score", _label(month)) as stage:
-        active = np.flatnonzero(run.observed[-1].notnull().any("time").values)
-        hidden = _draw(active, run.config.seed)
-        if len(hidden):
-            truth = run.observed[-1].isel(station=hidden)
-            points = truth["station"].to_dataframe()[["lon", "lat", "elevation"]].reset_index()
-            visible = cube.isel(station=np.setdiff1d(np.arange(cube.sizes["station"]), hidden))
-            estimate = analyse.at_points(visible, points, start, run.network)
-            row = score.table({_label(month): _prediction(estimate, truth.shape)}, truth.values)
-            run.scores.append(row.rename_axis("withheld stations"))
-        stage.rows, stage.unit = len(hidden), "stations"
-
-
-def _draw(active: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
-    """A tenth of the stations, one at least; none where that would leave none."""
-    if len(active) < 2:
-        return active[:0]
-    return np.sort(np.random.default_rng(seed).choice(active, max(1, round(WITHHELD * len(active))), replace=False))
-
-
-def _prediction(estimate: pd.DataFrame, shape: tuple[int, ...]) -> score.Prediction:
-    mean = estimate["pm2p5"].to_numpy().reshape(shape)
-    quantiles = np.stack([estimate[name].to_numpy().reshape(shape) for name in analyse.QUANTILES])
-    return score.Prediction(mean, quantiles, tuple(analyse.QUANTILES.values()))
+        estimators = {"AQ-Net": analyse.estimator(run.network)}
+        table = evaluate.withheld(analyse.observations(cube), estimators, int(LEAD / HOUR), seed=run.config.seed)
+        if len(table):
+            run.scores.append(table.assign(period=_label(month)))
+        stage.rows, stage.unit = len(table), "methods"
 
 
 def validate(run: Run) -> None:
@@ -205,9 +186,8 @@ def _publish_month(run: Run, cube: xr.Dataset, observed: xr.DataArray) -> None:
 
 def write_report(run: Run, path: Path) -> Path:
     """Write what the run was and took as JSON, in one step."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(json.dumps(report.as_dict(run), indent=2) + "\n")
-    os.replace(part, path)
+    with replacing(path) as part:
+        part.write_text(json.dumps(report.as_dict(run), indent=2) + "\n")
     return path
 
 

@@ -206,6 +206,17 @@ def test_interrupt_and_bug(aqnet: Run, monkeypatch: pytest.MonkeyPatch, tmp_path
     assert "Traceback (most recent call last)" in err
 
 
+def test_a_service_managers_signal_ends_as_an_interrupt_does(tmp_path: Path) -> None:
+    code = f"from pipeline.cli import main; main(['simulate', '--days', '60', '--out', {str(tmp_path)!r}])"
+    with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert "SIMULATED data" in process.stderr.readline()
+        process.terminate()
+        assert process.stderr.read() == "aqnet: interrupted; nothing was published\n"
+    assert process.returncode == 130
+    assert not (tmp_path / "truth.nc").exists()
+
+
 def test_logging_is_put_back(aqnet: Run, tmp_path: Path) -> None:
     logger = logging.getLogger("aqnet")
     before = (logger.level, logger.propagate, list(logger.handlers))

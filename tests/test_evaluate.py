@@ -120,9 +120,8 @@ def test_withheld_stations_are_a_seeded_tenth_that_no_method_sees():
     assert not found.equals(evaluate.withheld(record(), {"aqnet": count}, seed=4))
 
 
-def test_withheld_needs_two_stations():
-    with pytest.raises(InputError, match=r"expected two stations with valid PM2\.5 or more; found 1"):
-        evaluate.withheld(record(stations=1), {})
+def test_one_station_is_too_few_to_withhold_any():
+    assert evaluate.withheld(record(stations=1), {}).empty
 
 
 # ---- end to end ----

@@ -100,6 +100,17 @@ def test_sparse_products_give_what_the_training_path_gives():
     np.testing.assert_allclose(found.mean[hours], mean.expm1().clamp(min=0).T.numpy(), rtol=1e-4, atol=1e-4)
 
 
+def test_heights_are_station_minus_query_in_kilometres():
+    index, between = torch.tensor([[2, 0]]), torch.arange(9.0).view(3, 3)
+    found = geometry_of(index, np.array([[5.0, 7.0]]), between, torch.tensor([0.5, 9.0, 0.2]), torch.tensor([0.3]))
+    torch.testing.assert_close(found.rise, torch.tensor([[-0.1, 0.2]]))
+    torch.testing.assert_close(found.step, torch.tensor([[[0.0, -0.3], [0.3, 0.0]]]))
+    torch.testing.assert_close(found.between, torch.tensor([[[8.0, 6.0], [2.0, 0.0]]]))
+    assert found.distance.tolist() == [[5.0, 7.0]]
+    assert found.distance.dtype == torch.float32
+    assert found.height.tolist() == pytest.approx([0.3])
+
+
 def test_estimates_are_in_order_and_not_negative():
     found = estimate(network(noise=0.6), record(), places())
     assert found.mean.shape == (78, 7)

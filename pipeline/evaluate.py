@@ -295,7 +295,7 @@ def withheld(
     Returns
     -------
     DataFrame
-        Methods x metrics, see `pipeline.score.scores`; empty with fewer than two stations that have valid PM2.5.
+        Methods x metrics, see `pipeline.score.scores`; empty where nothing can be scored.
         Kriging has the variogram of the stations that are left, or that of CNEMC 2019 where they are too few.
     """
     pm2p5 = observations.values[POLLUTANTS.index("pm2p5")]
@@ -307,7 +307,11 @@ def withheld(
     parts = withhold(observations, np.setdiff1d(np.arange(pm2p5.shape[1]), hidden), hidden)
     scored = np.arange(lead, len(observations.hours))
     references = {"log_kriging": own_kriging(take(parts.visible, scored)), "idw_k8_p1": baseline.METHODS["idw_k8_p1"]}
-    return score.table(predict(parts, scored, references, estimators), parts.truth[scored])
+    try:
+        return score.table(predict(parts, scored, references, estimators), parts.truth[scored])
+    except ValueError as nothing:
+        log.warning("withheld stations: %s", nothing)
+        return pd.DataFrame()
 
 
 # ---- the tables ----

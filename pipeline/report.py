@@ -53,7 +53,7 @@ def as_text(run: Run) -> str:
     revision = run.revision or "nothing changed"
     files = "\n".join(f"  {name:12} {path}" for name, path in run.files.items())
     taken = stages(run).to_string(float_format="{:.1f}".format)
-    found = markdown(scores(run)[list(COLUMNS)]) if run.scores else "too few stations to score\n"
+    found = markdown(scores(run)[["method", *COLUMNS]]) if run.scores else "too few stations to score\n"
     return f"{taken}\n\n{found}\nPublished: {revision}\n{files}"
 
 

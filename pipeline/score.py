@@ -173,22 +173,6 @@ def table(predictions: Mapping[str, Prediction], truth: Float) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("method")
 
 
-def against_truth(estimates: Mapping[str, Prediction | Float], truth: Float, land: NDArray[np.bool_]) -> pd.DataFrame:
-    """Scores on every land cell and hour of a twin experiment, whose truth is known everywhere.
-
-    Parameters
-    ----------
-    estimates : method -> `Prediction`, or the mean field alone, (T, Y, X).
-    truth : (T, Y, X).
-    land : (Y, X).
-    """
-    predictions = {
-        name: estimate if isinstance(estimate, Prediction) else Prediction(estimate)
-        for name, estimate in estimates.items()
-    }
-    return table(predictions, np.where(land, truth, np.nan))
-
-
 def markdown(rows: pd.DataFrame, digits: int = 2) -> str:
     """Render a table as Markdown, the index first; shares (R2, coverage) get one more digit, whole numbers none."""
     shown = rows.reset_index()

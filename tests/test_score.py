@@ -135,19 +135,6 @@ def test_a_table_without_a_common_pair_is_refused():
         score.table({"a": Prediction(np.array([np.nan]))}, np.array([1.0]))
 
 
-def test_truth_is_scored_on_land_cells_only():
-    truth = np.stack([np.full((2, 2), 10.0), np.full((2, 2), 20.0)])
-    estimate = truth + np.array([[1.0, 100.0], [3.0, 100.0]])
-    land = np.array([[True, False], [True, False]])
-    quantiles = np.stack([estimate - 2, estimate, estimate + 2])
-    found = score.against_truth(
-        {"field": estimate, "distribution": Prediction(estimate, quantiles, (0.05, 0.5, 0.95))}, truth, land
-    )
-    assert found["mae_mean"].tolist() == [2.0, 2.0]
-    assert found["pairs"].tolist() == [4, 4]
-    assert found.loc["distribution", "coverage_90"] == 0.5
-
-
 def test_markdown_of_a_table():
     found = score.table({"a": Prediction(np.array([1.0, 3.0]))}, np.array([2.0, 4.0]))
     text = score.markdown(found[["mae_median", "r2_mean", "coverage_90", "pairs"]])

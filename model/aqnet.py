@@ -32,6 +32,9 @@ MEDIAN = LEVELS.index(0.5)
 FARTHEST = 500.0  # km
 HIGHEST = 4.0  # km
 
+#: Added to the summed reliability of the neighbours; a sum no larger than this means that none of them has reported.
+NO_SUPPORT = 1e-6
+
 _NEIGHBOUR_FEATURES = 6
 _STATIC_FEATURES = 4
 
@@ -304,7 +307,7 @@ def gather(channels: Channels, index_QK: Tensor, weights: Weights) -> Sums:
     """
     value, reliability, trust, embedding = (channel[index_QK] for channel in channels)  # (Q, K, T[, E])
     p = weights.attention[..., None] * reliability
-    support = p.sum(1) + 1e-6
+    support = p.sum(1) + NO_SUPPORT
     attended = (p * value).sum(1) / support
     anomaly = value - attended[:, None]
     kriged = attended[..., None] + torch.einsum("qhk,qkt->qth", weights.kriging, trust * anomaly)

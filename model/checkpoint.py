@@ -42,14 +42,13 @@ def load(path: Path = DEFAULT) -> AQNet:
     try:
         described = json.loads(path.with_suffix(".json").read_text())
         sizes: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in described["config"].items()}
-        config = AQNetConfig(**sizes)
-        state = load_file(path)
-    except (OSError, KeyError, TypeError, json.JSONDecodeError, SafetensorError) as error:
-        raise ValueError(f"{path}: expected AQ-Net weights with a .json beside them; found {error}") from error
+        network = AQNet(AQNetConfig(**sizes))
+        network.load_state_dict(load_file(path))
+    except (OSError, AttributeError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+        found = str(error).partition("\n")[0]
+        raise ValueError(f"{path}: expected AQ-Net weights with a .json beside them; found {found}") from error
     if described.get("sha256") != digest(path):
         raise ValueError(f"{path}: SHA-256 expected {described.get('sha256')}; found {digest(path)}")
-    network = AQNet(config)
-    network.load_state_dict(state)
     return network.eval()
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from torch import Tensor
 
-from model.aqnet import AQNet, Channels, Geometry, Sums, Weights
+from model.aqnet import NO_SUPPORT, AQNet, Channels, Geometry, Sums, Weights
 from model.baseline import Estimator
 from model.checkpoint import DEFAULT, load
 from model.geometry import distance_matrix, neighbours
@@ -110,43 +111,59 @@ class Interpolator:
     def __call__(self, hours: slice) -> Block:
         """Estimate the hours of one UTC day, a slice of the record that does not cross midnight UTC."""
         valid = np.isfinite(self.observations.values[0, hours])
-        self.layout.update(self._reporting(hours))
         shape = len(valid), len(self.points.lon)
         mean, quantiles = np.full(shape, np.nan, np.float32), np.full((len(self.levels), *shape), np.nan, np.float32)
         distance = np.full(shape, np.nan, np.float32)
-        if len(self.layout.stations):
-            channels = self._encode(hours)
+        for piece, stations, channels in self._pieces(hours):
+            self.layout.update(stations)
             for rows in self.layout.chunks():
-                quantiles[:, :, rows], mean[:, rows] = self._estimate(channels, hours, rows)
-                distance[:, rows] = self.layout.nearest_valid(valid, rows)
+                quantiles[:, piece, rows], mean[piece, rows] = self._estimate(channels, hours.start, piece, rows)
+                distance[piece, rows] = self.layout.nearest_valid(valid[piece], rows)
         return Block(hours, mean, quantiles, distance, valid.sum(axis=1))
+
+    def _pieces(self, hours: slice) -> Iterator[tuple[slice, NDArray[np.int64], Channels]]:
+        """Cut a day into runs of hours (slices of it) with the same stations, their indices and channels.
+
+        A station belongs to an hour once its window holds a valid PM2.5, so one that first reports at 15 UTC leaves the
+        hours before as they were. Most days are one piece; hours before any observation belong to none.
+        """
+        span = self._window(hours)
+        seen = np.isfinite(self.observations.values[0, max(span.start, 0) : span.stop])
+        reporting = np.logical_or.accumulate(seen, axis=0)[hours.start - hours.stop :]  # (T, S)
+        stations = np.flatnonzero(reporting[-1])
+        if not len(stations):
+            return
+        channels = self._encode(hours, stations)
+        cuts = np.flatnonzero((reporting[1:] != reporting[:-1]).any(axis=1)) + 1
+        for first, stop in pairwise([0, *cuts.tolist(), len(reporting)]):
+            known = reporting[first, stations]
+            if known.any():
+                own = Channels(*(channel[torch.from_numpy(known), first:stop] for channel in channels))
+                yield slice(first, stop), stations[known], own
 
     def _window(self, hours: slice) -> slice:
         """The hours and their lead; negative where the record begins later than that."""
         midnight = hours.start - int(self.observations.hours[hours.start] % DAY)
         return slice(midnight - self.network.config.lead_hours, hours.stop)
 
-    def _reporting(self, hours: slice) -> NDArray[np.int64]:
-        """Stations with a valid PM2.5 value in the window."""
-        span = self._window(hours)
-        return np.flatnonzero(np.isfinite(self.observations.values[0, max(span.start, 0) : span.stop]).any(axis=0))
-
-    def _encode(self, hours: slice) -> Channels:
-        """Channels of the reporting stations, (stations, T[, E])."""
+    def _encode(self, hours: slice, stations: NDArray[np.int64]) -> Channels:
+        """Channels of some stations, (stations, T[, E])."""
         span, config = self._window(hours), self.network.config
         read = slice(max(span.start, 0), span.stop)
-        inputs = window(self.observations, read, self.layout.stations, config.mean, config.std)
+        inputs = window(self.observations, read, stations, config.mean, config.std)
         missing = read.start - span.start
         padded = [torch.cat([part.new_zeros(part.shape[0], missing, *part.shape[2:]), part], dim=1) for part in inputs]
         channels = self.network.encoder(type(inputs)(*padded))
         wanted = hours.stop - hours.start
         return Channels(*(channel[:, -wanted:] for channel in channels))
 
-    def _estimate(self, channels: Channels, hours: slice, rows: slice) -> tuple[Float, Float]:
-        """Quantiles (N, T, rows) and mean (T, rows), ug m-3."""
+    def _estimate(self, channels: Channels, start: int, piece: slice, rows: slice) -> tuple[Float, Float]:
+        """Quantiles (N, T, rows) and mean (T, rows), ug m-3; NaN where every neighbour has long been silent."""
         weights, sums = self.layout.weights(rows), self.layout.sums(channels, rows)
-        cycle = cyclic(self.observations.hours[hours], self.points.lon[rows], 24.0)
-        z, log_mean = self.network.head(sums, weights, cycle)
+        hours = self.observations.hours[start + piece.start : start + piece.stop]
+        z, log_mean = self.network.head(sums, weights, cyclic(hours, self.points.lon[rows], 24.0))
+        silent = sums.support <= NO_SUPPORT
+        z, log_mean = z.masked_fill(silent[..., None], torch.nan), log_mean.masked_fill(silent, torch.nan)
         quantiles = z[..., self.levels].expm1_().clamp_(min=0).permute(2, 1, 0)
         return quantiles.numpy(), log_mean.expm1_().clamp_(min=0).T.numpy()
 
@@ -219,7 +236,7 @@ class _Layout:
         carried += [reliability * embedded_ST[..., e] for e in range(E)]
         attention = self._product(weights.attention, rows, torch.cat(carried, dim=1))
         support, first, second, *embedded = attention.split(T, 1)
-        support = support + 1e-6
+        support = support + NO_SUPPORT
         attended = first / support
         spread = ((second - 2 * attended * first + attended**2 * support).clamp(min=0) / support + 1e-6).sqrt()
         trusted = torch.cat([trust, trust * value], dim=1)
@@ -240,14 +257,23 @@ class _Layout:
         return torch.from_numpy(matrix @ dense.numpy())
 
     def nearest_valid(self, valid: NDArray[np.bool_], rows: slice) -> NDArray[np.float32]:
-        """Distance (T, rows) km to the nearest station valid in each hour; NaN where none of the K is."""
+        """Distance (T, rows) km to the nearest station valid in each hour; NaN in an hour without any."""
         index, km = self.index[rows], self.km[rows]
         out = np.empty((len(valid), len(index)), np.float32)
         for hour, mark in enumerate(valid):
             known = mark[index]
-            first = known.argmax(axis=1)
-            out[hour] = np.where(known.any(axis=1), km[np.arange(len(km)), first], np.nan)
+            out[hour] = km[np.arange(len(km)), known.argmax(axis=1)]
+            beyond = np.flatnonzero(~known.any(axis=1))
+            if len(beyond):
+                out[hour, beyond] = self._farther(np.flatnonzero(mark), beyond + rows.start)
         return out
+
+    def _farther(self, stations: NDArray[np.int64], points: NDArray[np.int64]) -> Float:
+        """Distance km to the nearest of some stations, for points that have none of them among their neighbours."""
+        if not len(stations):
+            return np.full(len(points), np.nan)
+        o, p = self.observations, self.points
+        return neighbours(p.lon[points], p.lat[points], o.lon[stations], o.lat[stations], 1)[1][:, 0]
 
 
 def geometry_of(

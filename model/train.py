@@ -79,7 +79,8 @@ def train(observations: Observations, split: Split, seed: int, recipe: Recipe = 
     Raises
     ------
     ValueError
-        When fewer stations are left to train on than the network has neighbours.
+        When fewer stations are left to train on than the network has neighbours, when the hours to train or validate
+        on are too few for one window, or when the held-out cities have no PM2.5 in them.
     """
     torch.set_num_threads(THREADS)
     torch.use_deterministic_algorithms(True)
@@ -132,6 +133,10 @@ class _Task:
         if len(self.learn) <= network.config.neighbours:
             expected = network.config.neighbours
             raise ValueError(f"training: expected more than {expected} stations; found {len(self.learn)}")
+        for name, hours in (("training", split.train), ("validation", split.validation)):
+            if hours.stop - hours.start <= network.config.lead_hours + DAY:
+                found, least = hours.stop - hours.start, network.config.lead_hours + DAY
+                raise ValueError(f"{name}: expected more than {least} hours; found {found}")
         o = observations
         self.between = torch.from_numpy(distance_matrix(o.lon, o.lat, o.lon, o.lat)).float()
         self.height = torch.from_numpy(np.asarray(o.elevation, np.float32) / 1000)
@@ -167,7 +172,9 @@ class _Task:
             total += pinball(truth, quantiles)[known].sum().item()
             count += int(known.sum())
         self.network.train()
-        return total / max(count, 1)
+        if not count:
+            raise ValueError("validation: expected PM2.5 at the stations of the held-out cities; found none")
+        return total / count
 
     def _forward(
         self,
@@ -222,7 +229,7 @@ def loss(quantiles: Tensor, mean: Tensor, truth: Tensor, known: Tensor, recipe: 
     top = 7.5  # exp(7.5) = 1,800 ug m-3; keeps a stray early step finite
     y = truth.expm1()
     linear = pinball(y, quantiles.clamp(max=top).expm1()) / 30
-    squared = (mean.clamp(max=top).expm1() - y) ** 2 / (30 * (20 + y[known].mean()))
+    squared = (mean.clamp(max=top).expm1() - y) ** 2 / (30 * (20 + y[known].sum() / known.sum().clamp(min=1)))
     each = pinball(truth, quantiles) + recipe.linear * linear + recipe.mean * squared
     return each[known].sum() / known.sum().clamp(min=1)
 

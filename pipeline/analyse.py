@@ -134,6 +134,14 @@ def _quality(distance: NDArray[np.float32], count: NDArray[np.int64], land: NDAr
     return flag
 
 
+def first_hour(start: np.datetime64) -> np.datetime64:
+    """First hour of observations that an estimate for `start` depends on.
+
+    Before its UTC day lies what the network looks back to, and before that what the flags of those hours look back to.
+    """
+    return start.astype("datetime64[D]").astype("datetime64[h]") - (LEAD_HOURS + qc.LOOKBACK_HOURS) * HOUR
+
+
 # ---- at points ----
 
 
@@ -161,7 +169,7 @@ def estimate(
     """
     network = load(weights)
     points = table.read_points(points_path)
-    lead = start - (LEAD_HOURS + qc.LOOKBACK_HOURS) * HOUR
+    lead = first_hour(start)
     cube = qc.flag(to_cube([table.read_table(input_path)], lead, end))
     if not np.isfinite(qc.valid(cube, "pm2p5").values).any():
         raise InputError(f"{input_path}: no valid PM2.5 between {lead} and {end} UTC")

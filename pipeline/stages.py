@@ -33,9 +33,6 @@ CUBE, PRODUCTS, LINEAGE, REPORT = "cube.icechunk", "products", "lineage.json", "
 #: What the run makes: analyses of hours from what was known then; see `pipeline.contract.STREAMS`.
 STREAM = "interim"
 
-#: What the first hour looks back to: the analysis' window, and of its first hours the flags, which look back too.
-LEAD = (analyse.LEAD_HOURS + qc.LOOKBACK_HOURS) * HOUR
-
 
 @dataclass
 class Stage:
@@ -96,7 +93,7 @@ def begin(config: RunConfig, run_id: str) -> Iterator[Run]:
     """
     grid, network = config.grid(), analyse.load(config.weights)
     start, end = naive(config.start), naive(config.end)
-    inputs = sources.input_digests(config.source, config.input, start - LEAD, end)
+    inputs = sources.input_digests(config.source, config.input, analyse.first_hour(start), end, config.stations)
     lineage = provenance.lineage(config.digest(), inputs, network.digest, run_id)
     attrs = lineage | ({"title": config.title} if config.title else {})
     with write.begin(config.out / CUBE, grid, start, end, attrs) as candidate:
@@ -108,11 +105,11 @@ def ingest(run: Run, month: Month) -> xr.Dataset:
 
     Stations outside the grid count as far as an estimate reaches; one inside is needed.
     """
-    start, end = month
+    first, end = analyse.first_hour(month[0]), month[1]
     config, around = run.config, run.grid.surroundings(analyse.EXTRAPOLATED_KM)
     with run.measured("ingest", _label(month)) as stage:
-        tables = sources.read(config.source, config.input, config.stations, start - LEAD, end, around, config.truncated)
-        cube = harmonise.to_cube(tables, start - LEAD, end)
+        tables = sources.read(config.source, config.input, config.stations, first, end, around, config.truncated)
+        cube = harmonise.to_cube(tables, first, end)
         if not run.grid.holds(cube["lon"].values, cube["lat"].values).any():
             raise InputError(f"{config.input}: expected stations inside bbox {run.grid.bbox}; found none there")
         stage.rows, stage.unit = cube.sizes["time"] * cube.sizes["station"], "station hours"
@@ -146,7 +143,8 @@ def score_month(run: Run, cube: xr.Dataset, month: Month) -> None:
     """Score network and kriging, for the report, at a tenth of the month's stations, withheld from both for that."""
     with run.measured("score", _label(month)) as stage:
         estimators = {"AQ-Net": analyse.estimator(run.network)}
-        table = evaluate.withheld(analyse.observations(cube), estimators, int(LEAD / HOUR), seed=run.config.seed)
+        lead = int((month[0] - analyse.first_hour(month[0])) / HOUR)
+        table = evaluate.withheld(analyse.observations(cube), estimators, lead, seed=run.config.seed)
         if len(table):
             run.scores.append(table.assign(period=_label(month)))
         stage.rows, stage.unit = len(table), "methods"

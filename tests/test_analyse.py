@@ -307,10 +307,7 @@ def test_a_period_in_two_pieces_is_the_period_in_one(tmp_path: Path, tiny_weight
     np.testing.assert_allclose(found[COLUMNS[2:]], whole[COLUMNS[2:]], rtol=1e-5)
 
 
-_short = pytest.mark.xfail(strict=True, reason="analyse.py, estimate: its lead counts from start, not from midnight")
-
-
-@pytest.mark.parametrize("hour", [0, pytest.param(1, marks=_short), pytest.param(23, marks=_short)])
+@pytest.mark.parametrize("hour", [0, 1, 23])
 def test_estimate_reads_all_that_its_first_hour_looks_back_to(
     tmp_path: Path, tiny_weights: Path, monkeypatch: pytest.MonkeyPatch, hour: int
 ):

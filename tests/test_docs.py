@@ -42,7 +42,10 @@ MADE_BY = {page: [TUTORIAL, OWN_DATA][: index if index < 2 else 2] for index, pa
 
 PRODUCT = "tutorial/products/pm25_shanxi_aqnet_interim_v0.1.0_hourly_20191201-20191201.nc"
 
-FENCE = re.compile(r"((?:^<!--.*-->\n)*)^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+#: Context that subcommands take `-h` from.
+GROUP = click.Context(cli.aqnet, **cli.aqnet.context_settings)
+
+FENCE = re.compile(r"((?:^<!--[^\n]*-->\n)*)^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"(?<!\\)\[[^\]]*\]\(([^)\s]+)\)")
 
 
@@ -208,9 +211,15 @@ def test_a_command_that_is_not_run_has_a_reason_and_exists(block: Block) -> None
     for command in commands(block):
         words = shlex.split(command)
         if words[0] == "aqnet":
-            cli.aqnet.commands[words[1]].make_context(words[1], words[2:])
+            cli.aqnet.commands[words[1]].make_context(words[1], words[2:], parent=GROUP)
         elif words[0] == "make":
             assert re.search(rf"^{words[1]}:.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", RUN, ids=name_of)
+def test_every_block_is_closed_and_names_its_language(page: Path) -> None:
+    text = page.read_text()
+    assert len(re.findall("^```", text, re.MULTILINE)) == 2 * len(FENCE.findall(text))
 
 
 @pytest.mark.parametrize("page", RUN, ids=name_of)
@@ -278,7 +287,7 @@ def test_the_configuration_page_has_every_field() -> None:
 
 def expected_options(command: click.Command) -> dict[str, tuple[bool, str | None]]:
     """What stands in the first column -> whether it is required, and the default that click shows."""
-    context = click.Context(command, help_option_names=["-h", "--help"])
+    context = click.Context(command, parent=GROUP)
     found: dict[str, tuple[bool, str | None]] = {}
     for parameter in command.get_params(context):
         if isinstance(parameter, click.Option):

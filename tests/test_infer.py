@@ -22,10 +22,6 @@ from model.windows import LEVELS, POLLUTANTS, Estimate, Observations, Points, cy
 TINY = AQNetConfig(neighbours=8, lead_hours=6, hidden=8, attention_heads=2, embedding=2, kriging_heads=2, head_hidden=8)
 LEAD, MIDNIGHT = 6, 24 * 18000
 
-looks_ahead = pytest.mark.xfail(strict=True, reason="infer.py, _reporting: counts stations of the day's later hours")
-invents = pytest.mark.xfail(strict=True, reason="infer.py, _estimate: where support is 0 the estimate is near 0 ug m-3")
-stops_at_k = pytest.mark.xfail(strict=True, reason="infer.py, nearest_valid: looks among the K neighbours only")
-
 
 def network(seed: int = 0, noise: float = 0.1) -> AQNet:
     """Weights some way from the quiet start: what must hold, must hold for any."""
@@ -215,7 +211,6 @@ def test_the_future_changes_no_earlier_estimate(now: int):
     assert not np.array_equal(after.mean[now + 1 :], before.mean[now + 1 :])
 
 
-@looks_ahead
 def test_a_station_that_first_reports_later_in_the_day_changes_no_earlier_hour():
     """Its place among the neighbours would move kriging weights before it has said anything."""
     net, at = network(), places()
@@ -229,7 +224,6 @@ def test_a_station_that_first_reports_later_in_the_day_changes_no_earlier_hour()
     assert not np.allclose(a.mean[LEAD + 24 + 15 :], b.mean[LEAD + 24 + 15 :])
 
 
-@looks_ahead
 def test_a_day_in_two_pieces_is_the_day_in_one_though_a_station_starts_between():
     net, at = network(), places()
     values = record().values.copy()
@@ -324,7 +318,6 @@ def test_an_hour_without_observations_is_bridged_from_the_hours_before():
     np.testing.assert_array_equal(count == 0, np.isin(np.arange(78), [40, 41, 42]))
 
 
-@invents
 def test_before_the_first_observation_there_is_no_estimate():
     """Stations that report later in the day say nothing of the hours before: NaN, not 0 ug m-3."""
     seen = record(missing=0.0)
@@ -335,7 +328,6 @@ def test_before_the_first_observation_there_is_no_estimate():
     assert np.isfinite(found.mean[LEAD + 10 :]).all()
 
 
-@invents
 def test_once_every_value_is_older_than_the_lead_there_is_no_estimate():
     seen = record(missing=0.0)
     silent = LEAD + 24  # the whole network stops at the second midnight
@@ -346,7 +338,6 @@ def test_once_every_value_is_older_than_the_lead_there_is_no_estimate():
     assert np.isnan(found.quantiles[:, silent + LEAD :]).all()
 
 
-@invents
 def test_a_point_whose_neighbours_fell_silent_too_long_ago_gets_no_invented_value():
     """The eight nearest stations spoke last in the first hour of the window; the others go on."""
     seen, at = record(missing=0.0), places(1)
@@ -373,7 +364,6 @@ def test_distance_is_the_geodesic_to_the_nearest_valid_station_of_the_hour():
     np.testing.assert_allclose(distance, expected, rtol=1e-6)
 
 
-@stops_at_k
 def test_distance_reaches_beyond_the_neighbours_when_none_of_them_is_valid():
     """The nearest valid station of the hour may be farther than the K that the estimate is made of."""
     seen, at = record(missing=0.0), places(1)

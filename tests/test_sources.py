@@ -106,9 +106,11 @@ class TestRealArchive:
         found = sources.input_digests("cnemc", shared_data / "cnemc", *DAY)
         with zipfile.ZipFile(shared_data / "cnemc" / "china_sites_201912.zip") as archive:
             names = [f"china_sites_201912{d}.csv" for d in (10, 11)]
-            assert found == {
+            expected = {
                 f"china_sites_201912.zip!{name}": hashlib.sha256(archive.read(name)).hexdigest() for name in names
             }
+        stations = (shared_data / "cnemc" / "stations.csv").read_bytes()
+        assert found == expected | {"stations.csv": hashlib.sha256(stations).hexdigest()}
 
 
 class TestRealApi:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -40,6 +41,7 @@ class Source:
     zone : hours east of UTC of the files' times.
     label : whether a file's time is the ``begin`` or the ``end`` of its averaging hour.
     units : unit of each pollutant in the files.
+    station_list : ``(path, stations)`` -> the station list that a read uses, or None where files hold coordinates.
     """
 
     reader: _Reader
@@ -47,11 +49,14 @@ class Source:
     zone: int
     label: Literal["begin", "end"]
     units: dict[str, str]
+    station_list: Callable[[Path, Path | None], Path | None]
 
 
 SOURCES = {
-    "cnemc": Source(cnemc.read, cnemc.find_members, zone=8, label="end", units=UNITS),
-    "table": Source(table.read, table.find_members, zone=0, label="begin", units=UNITS),
+    "cnemc": Source(
+        cnemc.read, cnemc.find_members, zone=8, label="end", units=UNITS, station_list=cnemc.station_list_path
+    ),
+    "table": Source(table.read, table.find_members, zone=0, label="begin", units=UNITS, station_list=lambda *_: None),
 }
 
 
@@ -97,10 +102,22 @@ def read(
 
 
 def input_digests(
-    source: str, path: Path, start: np.datetime64 | datetime, end: np.datetime64 | datetime
+    source: str,
+    path: Path,
+    start: np.datetime64 | datetime,
+    end: np.datetime64 | datetime,
+    stations: Path | None = None,
 ) -> dict[str, str]:
-    """SHA-256 of the files (of a zip: its members' own bytes) that a read of [start, end) uses, by name, sorted."""
-    return digests(_source(source).find(Path(path), utc_hour(start), utc_hour(end)))
+    """SHA-256 of the files (of a zip: its members' own bytes) that a read of [start, end) uses, by name, sorted.
+
+    The station list is one of them, where the network has one.
+    """
+    spec, path = _source(source), Path(path)
+    found = digests(spec.find(path, utc_hour(start), utc_hour(end)))
+    listed = spec.station_list(path, stations)
+    if listed is not None and listed.is_file():
+        found[listed.name] = hashlib.sha256(listed.read_bytes()).hexdigest()
+    return dict(sorted(found.items()))
 
 
 def _source(name: str) -> Source:

@@ -32,7 +32,7 @@ MEDIAN = LEVELS.index(0.5)
 FARTHEST = 500.0  # km
 HIGHEST = 4.0  # km
 
-#: Added to the summed reliability of the neighbours; a sum no larger than this means that none of them has reported.
+#: Added to the summed reliability of the neighbours, which is 0 where none of them has reported.
 NO_SUPPORT = 1e-6
 
 _NEIGHBOUR_FEATURES = 6

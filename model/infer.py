@@ -2,7 +2,8 @@
 
 An hour's estimate depends on a window anchored to its UTC day: the hours of the day up to it and the `lead_hours`
 before the day, and on the stations with a valid PM2.5 value in that window. So it never depends on where a record
-begins (given its lead) or on what comes later.
+begins (given its lead) or on what comes later. In an hour in which none of its neighbours reports a point has no
+estimate: the network was never judged on such hours, and its interval would not know.
 
 Shapes: T hours, S stations, Q points, K neighbours, H kriging heads, E embedding channels, N levels.
 """
@@ -41,7 +42,7 @@ class Block:
     Attributes
     ----------
     hours : slice of the observation record.
-    mean : (T, Q) float32, ug m-3.
+    mean : (T, Q) float32, ug m-3; NaN where none of the point's neighbours reports in the hour.
     quantiles : (N, T, Q) float32 at `LEVELS`.
     distance : (T, Q) float32, km to the nearest station with a valid PM2.5 in the hour (NaN without any).
     count : (T,) valid PM2.5 observations.
@@ -117,8 +118,9 @@ class Interpolator:
         for piece, stations, channels in self._pieces(hours):
             self.layout.update(stations)
             for rows in self.layout.chunks():
-                quantiles[:, piece, rows], mean[piece, rows] = self._estimate(channels, hours.start, piece, rows)
-                distance[piece, rows] = self.layout.nearest_valid(valid[piece], rows)
+                distance[piece, rows], heard = self.layout.nearest_valid(valid[piece], rows)
+                estimate = self._estimate(channels, hours.start, piece, rows)
+                quantiles[:, piece, rows], mean[piece, rows] = (np.where(heard, part, np.nan) for part in estimate)
         return Block(hours, mean, quantiles, distance, valid.sum(axis=1))
 
     def _pieces(self, hours: slice) -> Iterator[tuple[slice, NDArray[np.int64], Channels]]:
@@ -158,12 +160,10 @@ class Interpolator:
         return Channels(*(channel[:, -wanted:] for channel in channels))
 
     def _estimate(self, channels: Channels, start: int, piece: slice, rows: slice) -> tuple[Float, Float]:
-        """Quantiles (N, T, rows) and mean (T, rows), ug m-3; NaN where every neighbour has long been silent."""
+        """Quantiles (N, T, rows) and mean (T, rows), ug m-3."""
         weights, sums = self.layout.weights(rows), self.layout.sums(channels, rows)
         hours = self.observations.hours[start + piece.start : start + piece.stop]
         z, log_mean = self.network.head(sums, weights, cyclic(hours, self.points.lon[rows], 24.0))
-        silent = sums.support <= NO_SUPPORT
-        z, log_mean = z.masked_fill(silent[..., None], torch.nan), log_mean.masked_fill(silent, torch.nan)
         quantiles = z[..., self.levels].expm1_().clamp_(min=0).permute(2, 1, 0)
         return quantiles.numpy(), log_mean.expm1_().clamp_(min=0).T.numpy()
 
@@ -256,17 +256,23 @@ class _Layout:
         )
         return torch.from_numpy(matrix @ dense.numpy())
 
-    def nearest_valid(self, valid: NDArray[np.bool_], rows: slice) -> NDArray[np.float32]:
-        """Distance (T, rows) km to the nearest station valid in each hour; NaN in an hour without any."""
+    def nearest_valid(self, valid: NDArray[np.bool_], rows: slice) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """Distance to the nearest station valid in each hour, and whether it is one of the point's neighbours.
+
+        Returns
+        -------
+        (T, rows) km, NaN in an hour without any; (T, rows) bool.
+        """
         index, km = self.index[rows], self.km[rows]
-        out = np.empty((len(valid), len(index)), np.float32)
+        out, heard = np.empty((len(valid), len(index)), np.float32), np.empty((len(valid), len(index)), bool)
         for hour, mark in enumerate(valid):
             known = mark[index]
+            heard[hour] = known.any(axis=1)
             out[hour] = km[np.arange(len(km)), known.argmax(axis=1)]
-            beyond = np.flatnonzero(~known.any(axis=1))
+            beyond = np.flatnonzero(~heard[hour])
             if len(beyond):
                 out[hour, beyond] = self._farther(np.flatnonzero(mark), beyond + rows.start)
-        return out
+        return out, heard
 
     def _farther(self, stations: NDArray[np.int64], points: NDArray[np.int64]) -> Float:
         """Distance km to the nearest of some stations, for points that have none of them among their neighbours."""

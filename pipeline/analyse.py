@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +22,8 @@ from pipeline.errors import ConfigError, InputError
 from pipeline.grid import Grid, terrain
 from pipeline.harmonise import to_cube
 from pipeline.sources import table
+
+log = logging.getLogger("aqnet")
 
 #: Hours before a UTC day that its estimates depend on, at most.
 LEAD_HOURS = 48
@@ -167,14 +170,29 @@ def estimate(
     InputError, ConfigError
         Naming the file and what is wrong with it.
     """
+    export.check_table_name(output)
     network = load(weights)
     points = table.read_points(points_path)
-    lead = first_hour(start)
-    cube = qc.flag(to_cube([table.read_table(input_path)], lead, end))
+    observed, lead = table.read_table(input_path), first_hour(start)
+    if not observed["time"].between(lead, end, inclusive="left").any():
+        held = f"{observed['time'].min()} to {observed['time'].max()}"
+        raise InputError(f"{input_path}: expected observations for {start} to {end} UTC; found hours {held}")
+    cube = qc.flag(to_cube([observed], lead, end))
     if not np.isfinite(qc.valid(cube, "pm2p5").values).any():
-        raise InputError(f"{input_path}: no valid PM2.5 between {lead} and {end} UTC")
-    export.write_table(at_points(cube, points, start, network), output)
-    return output
+        raise InputError(f"{input_path}: expected valid PM2.5 from {lead} to {end} UTC; found none")
+    estimates = at_points(cube, points, start, network)
+    _warn_of_extrapolation(estimates)
+    return export.write_table(estimates, output)
+
+
+def _warn_of_extrapolation(estimates: pd.DataFrame) -> None:
+    missing = int(estimates["pm2p5"].isna().sum())
+    if missing:
+        log.warning("%d of %d estimates are empty: no station near enough reported then", missing, len(estimates))
+    far = int((estimates["nearest_observation_distance"] > EXTRAPOLATED_KM).sum())
+    if far:
+        text = "%d of %d estimates are more than %.0f km from any observation: their intervals are extrapolated"
+        log.warning(text, far, len(estimates), EXTRAPOLATED_KM)
 
 
 def at_points(cube: xr.Dataset, points: pd.DataFrame, start: np.datetime64, network: Network) -> pd.DataFrame:

@@ -109,7 +109,7 @@ def run(config_toml: Path | None, as_json: bool, **options: Any) -> None:
     Options override the environment (AQNET_SOURCE ...), which overrides CONFIG.toml. Without CONFIG.toml and --input
     a SIMULATED week is made and used, and the result is scored against the simulated truth.
     """
-    from pipeline import config, example, report
+    from pipeline import config, example, report, score
 
     if not example.wanted(config_toml, options):
         finished = _run_flow(config.from_sources(config_toml, options))
@@ -119,7 +119,7 @@ def run(config_toml: Path | None, as_json: bool, **options: Any) -> None:
     finished = _run_flow(settings)
     scores = example.against_truth(finished, simulation)
     if as_json:
-        click.echo(json.dumps(report.as_dict(finished) | {"against_truth": scores.to_dict("index")}, indent=2))
+        click.echo(json.dumps(report.as_dict(finished) | {"against_truth": score.records(scores)}, indent=2))
     else:
         click.echo(f"{report.as_text(finished)}\n\n{example.as_text(scores)}")
 
@@ -159,7 +159,7 @@ def train(input_path: Path, stations: Path, splits: Path, out: Path, seed: int) 
 @click.option("--stations", type=PATH, required=True, help="Station list (CSV: code, lon, lat).")
 @click.option("--splits", type=PATH, required=True, help="The public split (JSON).")
 @click.option("--out", type=PATH, required=True, help="Folder for evaluation.json and evaluation.md.")
-@click.option("--weights", type=PATH, multiple=True, help="Weights to score; once for each seed.")
+@click.option("--weights", type=PATH, multiple=True, help="Weights to score, once for each seed (the shipped ones).")
 @click.option("--stride", type=click.IntRange(min=1), default=6, show_default=True, help="Score every so many hours.")
 def evaluate(input_path: Path, stations: Path, splits: Path, out: Path, weights: tuple[Path, ...], stride: int) -> None:
     """Score AQ-Net and the baselines at hidden stations of the public split."""

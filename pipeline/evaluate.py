@@ -23,7 +23,7 @@ import pandas as pd
 import xarray as xr
 from numpy.typing import NDArray
 
-from model import baseline, infer
+from model import baseline, checkpoint, infer
 from model.baseline import Estimator
 from model.geometry import TERRAIN_FACTOR
 from model.windows import LEVELS, POLLUTANTS, Estimate, Observations, Points
@@ -109,9 +109,9 @@ class Evaluation:
         """All of it as JSON; NaN becomes null."""
         found = {
             "about": self.about,
-            "tables": {group: _records(rows) for group, rows in self.tables.items()},
-            "seeds": {group: _records(rows) for group, rows in self.seeds.items()},
-            "differences": _records(self.differences),
+            "tables": {group: score.records(rows) for group, rows in self.tables.items()},
+            "seeds": {group: score.records(rows) for group, rows in self.seeds.items()},
+            "differences": score.records(self.differences),
         }
         return json.dumps(found, indent=1, allow_nan=False) + "\n"
 
@@ -151,19 +151,20 @@ def evaluate(
     source_path, stations : CNEMC files and station list, as `pipeline.sources.read` takes them.
     splits : splits.json.
     out_dir : folder for the two files; each is written whole or not at all.
-    weights : AQ-Net weights, one file a seed.
+    weights : AQ-Net weights, one file a seed; None takes the shipped ones.
     stride : every so many test hours are scored.
     methods : baselines; None takes all, kriging with a variogram of the visible stations' training hours.
     """
     split = Splits.read(splits)
+    weights = sorted(checkpoint.SHIPPED.glob("*.safetensors")) if weights is None else weights
     record, codes = read_record(source_path, stations, split)
     visible = np.flatnonzero(np.isin(codes, split.visible))
     hidden = {group: np.flatnonzero(np.isin(codes, members)) for group, members in split.hidden.items()}
     parts = withhold(record, visible, np.concatenate(list(hidden.values())))
     baselines = fitted(take(parts.visible, slice(0, split.train_end))) if methods is None else dict(methods)
     scored = np.arange(split.test_start, split.hours, stride)
-    predictions = predict(parts, scored, baselines, _networks(weights) if weights else {})
-    about = _about(baselines, len(scored), stride) | digests(source_path, [stations, splits, *(weights or [])], split)
+    predictions = predict(parts, scored, baselines, _networks(weights))
+    about = _about(baselines, len(scored), stride) | digests(source_path, [stations, splits, *weights], split)
     result = _assess(predictions, parts, scored, {group: len(members) for group, members in hidden.items()}, about)
     out_dir.mkdir(parents=True, exist_ok=True)
     for name, text in (("evaluation.json", result.to_json()), ("evaluation.md", result.to_markdown())):
@@ -398,11 +399,3 @@ def digests(source_path: Path, files: Sequence[Path], split: Splits) -> dict[str
     observations = hashlib.sha256(provenance.manifest(found).encode()).hexdigest()
     digests = {Path(path).name: provenance.digest_file(path) for path in files}
     return {"observation_files": len(found), "digests": {"observations": observations} | digests}
-
-
-def _records(rows: pd.DataFrame) -> list[dict[str, Any]]:
-    named = rows.reset_index() if rows.index.name else rows
-    return [
-        {str(key): None if isinstance(value, float) and np.isnan(value) else value for key, value in row.items()}
-        for row in named.to_dict("records")
-    ]

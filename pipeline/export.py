@@ -216,9 +216,16 @@ def export_zarr(
 ) -> Path:
     """Write the produced hours as a plain Zarr v3 folder with consolidated metadata; see `subset` for the arguments.
 
-    The folder takes its place whole; one that was there is renamed away just before.
+    The folder takes its place whole; a Zarr that was there is renamed away just before.
+
+    Raises
+    ------
+    ConfigError
+        When something other than a Zarr is there.
     """
     part, path = subset(cube, None, start, end, bbox), Path(path)
+    if path.exists() and not (path / "zarr.json").is_file():
+        raise ConfigError(f"{path}: expected nothing there or a Zarr to replace; found something else, left as it is")
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as folder:
         group = zarr.open_group(folder, mode="w")
@@ -238,6 +245,13 @@ def _consolidate(folder: Path) -> None:
     (folder / "zarr.json").write_text(json.dumps(root, indent=2))
 
 
+def check_table_name(path: Path) -> Path:
+    """Return `path` if `write_table` can write it; ConfigError otherwise."""
+    if path.suffix not in (".csv", ".parquet", ".nc"):
+        raise ConfigError(f"{path}: expected a name that ends in .csv, .parquet or .nc")
+    return path
+
+
 def write_table(table: pd.DataFrame, path: str | Path) -> Path:
     """Write estimates at points as ``.csv``, ``.parquet`` or ``.nc`` (dims time, station), whole or not at all.
 
@@ -250,9 +264,7 @@ def write_table(table: pd.DataFrame, path: str | Path) -> Path:
     ConfigError
         When the name ends otherwise.
     """
-    path = Path(path)
-    if path.suffix not in (".csv", ".parquet", ".nc"):
-        raise ConfigError(f"{path}: expected a name that ends in .csv, .parquet or .nc")
+    path = check_table_name(Path(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as part:
         if path.suffix == ".csv":

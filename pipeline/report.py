@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from pipeline.score import markdown
+from pipeline.score import markdown, records
 
 if TYPE_CHECKING:
     from pipeline.stages import Run
@@ -27,7 +27,7 @@ def as_dict(run: Run) -> dict[str, Any]:
         "stages": [asdict(stage) for stage in run.stages],
         "quality_control": quality(run).to_dict("index"),
         "validation": asdict(run.validation) if run.validation else None,
-        "withheld_stations": scores(run).reset_index().to_dict("records"),
+        "withheld_stations": records(scores(run)),
         "files": {name: str(path) for name, path in run.files.items()},
     }
 

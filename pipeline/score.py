@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -171,6 +171,15 @@ def table(predictions: Mapping[str, Prediction], truth: Float) -> pd.DataFrame:
         raise ValueError(f"no pair of truth and estimate that all of {', '.join(predictions)} have")
     rows = {name: scores(prediction.take(common), truth[common]) for name, prediction in predictions.items()}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("method")
+
+
+def records(rows: pd.DataFrame) -> list[dict[str, Any]]:
+    """Turn a table into JSON's terms, a dictionary a row, named index included; NaN becomes None."""
+    named = rows.reset_index() if rows.index.name else rows
+    return [
+        {str(key): None if isinstance(value, float) and np.isnan(value) else value for key, value in row.items()}
+        for row in named.to_dict("records")
+    ]
 
 
 def markdown(rows: pd.DataFrame, digits: int = 2) -> str:

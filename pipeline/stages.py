@@ -30,6 +30,9 @@ logger = logging.getLogger("aqnet")
 #: Names in the output folder.
 CUBE, PRODUCTS, LINEAGE, REPORT = "cube.icechunk", "products", "lineage.json", "run.json"
 
+#: Share of land cells that may lack an estimate while some station reports: a region may be silent for hours.
+MAX_MISSING = 0.5
+
 #: What the run makes: analyses of hours from what was known then; see `pipeline.contract.STREAMS`.
 STREAM = "interim"
 
@@ -153,7 +156,8 @@ def score_month(run: Run, cube: xr.Dataset, month: Month) -> None:
 def validate(run: Run) -> None:
     """Check all that the run wrote; a ProductError leaves the candidate unpublished."""
     with run.measured("validate", _label(run.hours)) as stage:
-        run.validation = score.validate(_days(run), run.grid.land, where=str(run.candidate.path))
+        where = str(run.candidate.path)
+        run.validation = score.validate(_days(run), run.grid.land, MAX_MISSING, where)
         stage.rows, stage.unit = run.validation.hours, "hours"
 
 

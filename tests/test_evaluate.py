@@ -204,7 +204,7 @@ def test_baselines_are_fitted_on_training_hours_of_visible_stations(cnemc: Path,
 
     monkeypatch.setattr(baseline, "fit_variogram", spy)
     monkeypatch.setattr(baseline, "METHODS", {"idw_k8_p1": baseline.idw})
-    found = evaluate.evaluate(cnemc, cnemc / "stations.csv", cnemc / "splits.json", tmp_path, stride=24)
+    found = evaluate.evaluate(cnemc, cnemc / "stations.csv", cnemc / "splits.json", tmp_path, [], stride=24)
     assert [o.values.shape for o in seen] == [(6, 150, 24)] * 2
     assert found.about["variograms"]["log_kriging_terrain"]["terrain_factor"] == 400.0
     assert not found.seeds
@@ -233,7 +233,9 @@ def test_real_january_ranks_the_baselines_as_published(shared_data: Path, tmp_pa
     present = set().union(*(rows["station"].str.removeprefix("cnemc:") for rows in tables))
     split |= {group: [code for code in split[group] if code in present] for group in GROUPS}
     (tmp_path / "splits.json").write_text(json.dumps(split))
-    found = evaluate.evaluate(folder, folder / "stations.csv", tmp_path / "splits.json", tmp_path / "out", stride=12)
+    found = evaluate.evaluate(
+        folder, folder / "stations.csv", tmp_path / "splits.json", tmp_path / "out", [], stride=12
+    )
     city, near = found.tables["hidden_city"], found.tables["hidden_random"]
     assert city.loc["log_kriging", "mae_median"] < city.loc["idw_k8_p1", "mae_median"]
     assert city["mae_median"].idxmax() == near["mae_median"].idxmax() == "hourly_mean"

@@ -127,37 +127,6 @@ def test_two_short_runs_make_the_cube_of_one_long_run(
     xr.testing.assert_identical(pieces.drop_attrs().load(), whole.drop_attrs().load())
 
 
-def test_withheld_stations_are_a_seeded_tenth_and_never_all() -> None:
-    active = np.arange(100, 140)
-    drawn = stages._draw(active, seed=1)
-    assert len(drawn) == 4
-    assert set(drawn) <= set(active)
-    np.testing.assert_array_equal(drawn, stages._draw(active, seed=1))
-    assert len(stages._draw(active[:2], seed=0)) == 1
-    assert len(stages._draw(active[:1], seed=0)) == 0
-
-
-def test_a_withheld_station_is_not_seen(
-    published: stages.Run, small_simulation: Simulation, weights: Path, tmp_path: Path
-) -> None:
-    """Only the truth at withheld stations changes with their values: the estimates do not, the errors do."""
-    config = make_config(small_simulation, weights, tmp_path, start="2019-12-01", end="2019-12-01T06")
-    rows = []
-    for factor in (1.0, 2.0):
-        with stages.begin(config, "by-hand") as run:
-            (month,) = config.months()
-            flagged = stages.quality_control(run, stages.ingest(run, month), month)
-            hidden = stages._draw(np.flatnonzero(run.observed[0].notnull().any("time").values), config.seed)
-            flagged["pm2p5"][:, hidden] *= factor
-            run.observed[0] = run.observed[0] * xr.where(
-                np.isin(np.arange(run.observed[0].shape[1]), hidden), factor, 1
-            )
-            stages.score_month(run, flagged, month)
-        rows.append(run.scores[0].iloc[0])
-    truth = run.observed[0].isel(station=hidden).mean().item() / 2
-    assert rows[1]["bias_mean"] == pytest.approx(rows[0]["bias_mean"] - truth, rel=1e-3)
-
-
 def test_a_candidate_that_fails_validation_is_not_published(
     small_simulation: Simulation, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -33,7 +33,7 @@ BBOX = (105.0, 32.0, 125.0, 45.0)
 START = np.datetime64("2019-12-01T00", "h")
 STATIONS, CITIES = 590, 130
 QUANTILES = tuple(analyse.QUANTILES.values())
-SECONDS = 10.0
+SECONDS, TOGETHER = 10.0, 6
 
 
 def record(days: int, seed: int = 1) -> Observations:
@@ -103,10 +103,10 @@ def _griddata(observations: Observations, points: Points) -> list[NDArray[np.flo
 
 
 def timed(peer: Callable[[Observations], object], observations: Observations, cells: int) -> tuple[int, float]:
-    """Cell-hours and seconds of a peer, hour by hour until `SECONDS` have gone."""
-    began, hours = time.perf_counter(), 0
-    while time.perf_counter() - began < SECONDS:
-        at = slice(analyse.LEAD_HOURS + hours, analyse.LEAD_HOURS + hours + 1)
+    """Cell-hours and seconds of a peer, `TOGETHER` hours at a time until `SECONDS` have gone or the record ends."""
+    began, hours, last = time.perf_counter(), 0, len(observations.hours) - analyse.LEAD_HOURS
+    while time.perf_counter() - began < SECONDS and hours + TOGETHER <= last:
+        at = slice(analyse.LEAD_HOURS + hours, analyse.LEAD_HOURS + hours + TOGETHER)
         peer(
             Observations(
                 observations.hours[at],
@@ -116,7 +116,7 @@ def timed(peer: Callable[[Observations], object], observations: Observations, ce
                 observations.elevation,
             )
         )
-        hours += 1
+        hours += TOGETHER
     return hours * cells, time.perf_counter() - began
 
 

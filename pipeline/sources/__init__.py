@@ -68,6 +68,7 @@ def read(
     end: np.datetime64 | datetime,
     bbox: BBox | None,
     truncated: Truncated = "error",
+    around: BBox | None = None,
 ) -> Iterator[pd.DataFrame]:
     """Read the observations of [start, end) as StationTables, one a file.
 
@@ -80,6 +81,7 @@ def read(
     start, end : whole hours, UTC, half open.
     bbox : west, south, east, north in degrees, edges included; None takes every station.
     truncated : what to do with a CSV row that does not have every column: ``error``, or ``keep`` the whole rows.
+    around : a wider box than `bbox` whose stations are read too; one inside `bbox` is needed all the same.
 
     Yields
     ------
@@ -93,7 +95,7 @@ def read(
     """
     spec = _source(source)
     first, last = utc_hour(start), utc_hour(end)
-    seen = _Seen(Path(path), first, last, bbox)
+    seen = _Seen(Path(path), first, last, bbox, around or bbox)
     for found in spec.reader(Path(path), stations and Path(stations), first, last, truncated):
         clipped = seen.clip(check_station_table(found, str(path)))
         if len(clipped):
@@ -129,8 +131,10 @@ def _source(name: str) -> Source:
 class _Seen:
     """Clips tables to period and box, and remembers what it saw so that an empty result can say why."""
 
-    def __init__(self, path: Path, start: np.datetime64, end: np.datetime64, bbox: BBox | None) -> None:
-        self.path, self.start, self.end, self.bbox = path, start, end, bbox
+    def __init__(
+        self, path: Path, start: np.datetime64, end: np.datetime64, bbox: BBox | None, around: BBox | None
+    ) -> None:
+        self.path, self.start, self.end, self.bbox, self.around = path, start, end, bbox, around
         self.times: list[np.datetime64] = []
         self.in_period = self.in_both = 0
 
@@ -138,10 +142,9 @@ class _Seen:
         time = found["time"].to_numpy()
         self.times += [time.min(), time.max()] if len(time) else []
         timely = (time >= self.start) & (time < self.end)
-        keep = timely & self._inside(found)
         self.in_period += int(timely.sum())
-        self.in_both += int(keep.sum())
-        return found[keep]
+        self.in_both += int((timely & _inside(found, self.bbox)).sum())
+        return found[timely & _inside(found, self.around)]
 
     def check(self) -> None:
         period = f"{self.start} to {self.end} UTC"
@@ -151,10 +154,11 @@ class _Seen:
         if not self.in_both:
             raise InputError(f"{self.path}: expected stations inside bbox {self.bbox} in {period}; found none there")
 
-    def _inside(self, found: pd.DataFrame) -> NDArray[np.bool_]:
-        if self.bbox is None:
-            return np.ones(len(found), dtype=bool)
-        west, south, east, north = self.bbox
-        # Modulo 360, so that 0..360 and -180..180 longitudes, and a box across the date line, all work.
-        eastward = (found["lon"].to_numpy() - west) % 360 <= east - west
-        return eastward & found["lat"].between(south, north).to_numpy()
+
+def _inside(found: pd.DataFrame, bbox: BBox | None) -> NDArray[np.bool_]:
+    if bbox is None:
+        return np.ones(len(found), dtype=bool)
+    west, south, east, north = bbox
+    # Modulo 360, so that 0..360 and -180..180 longitudes, and a box across the date line, all work.
+    eastward = (found["lon"].to_numpy() - west) % 360 <= east - west
+    return eastward & found["lat"].between(south, north).to_numpy()

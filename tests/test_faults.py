@@ -1,0 +1,108 @@
+"""Kills: `aqnet run` is stopped with SIGKILL in every stage; readers see whole revisions, and the next run completes.
+
+`make test` kills in two stages; `make faults` in all of them.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import xarray as xr
+
+from pipeline import stages, write
+from pipeline.errors import ProductError
+from pipeline.simulate import Simulation
+
+#: Text of the log line that says where a run is; the kill follows it at once.
+IN_STAGE = {
+    "before any work": None,
+    "quality control": " INFO ingest ",
+    "analyse": " INFO quality control ",
+    "analyse, second day": "analysed 24 of",
+    "score": " INFO analyse ",
+    "validate": " INFO score ",
+    "publish": " INFO validate ",
+    "downloads": " hours in r",
+    "maps": " INFO wrote ",
+}
+
+SHARE = ("analyse, second day", "downloads")
+
+KILLED = tuple(IN_STAGE) if os.environ.get("AQNET_TEST_ALL_FAULTS") else SHARE
+
+
+def start(simulation: Simulation, weights: Path, out: Path, home: Path) -> subprocess.Popen[str]:
+    """A run of two days as a user starts it, in a process group of its own."""
+    west, south, east, north = map(str, simulation.bbox)
+    options = {"--input": simulation.archive, "--stations": simulation.stations, "--weights": weights, "--out": out}
+    options |= {"--start": "2019-11-30", "--end": "2019-12-02", "--resolution": "0.25", "--domain": "faults"}
+    words = [str(word) for pair in options.items() for word in pair]
+    command = [
+        sys.executable,
+        "-c",
+        "from pipeline.cli import main; main()",
+        "run",
+        *words,
+        "--bbox",
+        west,
+        south,
+        east,
+        north,
+    ]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_API")} | {"PREFECT_HOME": str(home)}
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
+    )
+
+
+def kill_after(process: subprocess.Popen[str], text: str | None) -> bool:
+    """Kill the run and its servers once `text` was logged (at once for None); False if it ended before that."""
+    assert process.stderr is not None
+    found = text is None or any(text in line for line in process.stderr)
+    if found:
+        os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    return found
+
+
+def published(out: Path) -> xr.Dataset | None:
+    """What a reader sees: all of the last revision, or None where nothing was published."""
+    try:
+        return write.open_cube(out / stages.CUBE).load()
+    except ProductError:
+        return None
+
+
+def same_values(a: xr.Dataset, b: xr.Dataset) -> bool:
+    return a.drop_attrs().identical(b.drop_attrs())
+
+
+def test_a_killed_run_leaves_no_half_and_the_next_one_completes(
+    small_simulation: Simulation, weights: Path, tmp_path: Path
+) -> None:
+    home = tmp_path / "prefect"
+    for name in ("undisturbed", "again"):  # the second run over the same cube changes nothing
+        text, log = start(small_simulation, weights, tmp_path / "whole", home).communicate()
+        assert "Published: " + ("r1" if name == "undisturbed" else "nothing changed") in text, log
+    whole = published(tmp_path / "whole")
+    assert whole is not None
+    out = tmp_path / "killed"
+    for stage in KILLED:
+        assert kill_after(start(small_simulation, weights, out, home), IN_STAGE[stage]), stage
+        seen = published(out)
+        assert seen is None or same_values(seen, whole), stage
+        visible = list((out / stages.PRODUCTS).glob("[!.]*.nc"))
+        for file in visible:
+            with xr.open_dataset(file) as product:
+                assert product.sizes["time"] == 48, stage
+    text, log = start(small_simulation, weights, out, home).communicate()
+    assert "Published: " in text, log
+    assert same_values(published(out), whole)
+    for product in ("lineage.json", "run.json", "SHA256SUMS"):
+        assert (out / stages.PRODUCTS / product).is_file()
+    leftovers = [file.name for file in (out / stages.PRODUCTS).iterdir() if file.name.startswith(".")]
+    assert leftovers == []

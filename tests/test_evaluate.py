@@ -28,7 +28,10 @@ def untrained() -> baseline.Estimator:
 
 
 #: Methods that need a continuous record, built when their test runs.
-SEQUENTIAL: dict[str, Callable[[], baseline.Estimator]] = {"aqnet untrained": untrained}
+SEQUENTIAL: dict[str, Callable[[], baseline.Estimator]] = {
+    "aqnet untrained": untrained,
+    "aqnet shipped": infer.estimator,
+}
 
 HOURS = 240
 

@@ -8,7 +8,7 @@ import xarray as xr
 from matplotlib.image import imread
 from numpy.typing import NDArray
 
-from pipeline import maps
+from pipeline import coast, maps
 from pipeline.atomic import replacing
 from pipeline.errors import ProductError
 from pipeline.grid import Grid
@@ -46,11 +46,11 @@ def colours(path: Path, left: float, right: float, top: float, bottom: float) ->
 
 @pytest.mark.parametrize(("lon", "lat"), [(120.3, 36.07), (121.65, 38.90), (119.60, 39.93), (126.62, 37.45)])
 def test_coast_passes_known_harbours(lon: float, lat: float) -> None:
-    assert distance_to(maps.coastlines((105, 32, 128, 45)), lon, lat) < 0.1
+    assert distance_to(coast.coastlines((105, 32, 128, 45)), lon, lat) < 0.1
 
 
 def test_coast_is_not_inland_and_stays_near_the_box() -> None:
-    lines = maps.coastlines(CHINA)
+    lines = coast.coastlines(CHINA)
     assert distance_to(lines, 114.5, 38.0) > 0.25  # a lake shore is the nearest
     ends = np.concatenate(lines)
     assert ends[:, 0].min() > 103
@@ -58,17 +58,17 @@ def test_coast_is_not_inland_and_stays_near_the_box() -> None:
 
 
 def test_border_passes_the_yalu_mouth_and_the_mongolian_crossing() -> None:
-    lines = maps.borders(CHINA)
+    lines = coast.borders(CHINA)
     assert distance_to(lines, 124.38, 40.1) < 0.15
     assert distance_to(lines, 111.9, 43.7) < 0.25  # Erenhot
 
 
 def test_lines_run_on_over_the_dateline() -> None:
-    east = maps.coastlines((170, -25, 190, 0))
+    east = coast.coastlines((170, -25, 190, 0))
     assert distance_to(east, 178.44, -18.15) < 0.1  # Suva
     assert distance_to(east, 188.2, -13.85) < 0.15  # Apia, 171.8 W
-    assert distance_to(maps.coastlines((-190, -25, -170, 0)), -181.56, -18.15) < 0.1
-    whole = maps.coastlines((0, 60, 360, 75))
+    assert distance_to(coast.coastlines((-190, -25, -170, 0)), -181.56, -18.15) < 0.1
+    whole = coast.coastlines((0, 60, 360, 75))
     assert distance_to(whole, 190.6, 64.25) < 2  # Chukotka, beyond 180
     along = [line for line in whole if (np.abs(np.stack([line[:-1, 0], line[1:, 0]]) - 180) < 1e-6).all(axis=0).any()]
     assert not along, "the cut of the polygons at 180 is not coast"

@@ -30,8 +30,8 @@ from model.windows import LEVELS, Estimate, Float, Observations, Points, cyclic,
 
 DAY = 24
 
-#: Points whose weights are computed at once (48 x 48 systems), and points whose hours go through the head at once. Larger
-#: chunks are slower: their temporary arrays are given back to the system, and cleared by it, each time.
+#: Points whose weights are computed at once (48 x 48 systems), and points whose hours go through the head at once.
+#: Larger chunks are slower: their temporary arrays are given back to the system, and cleared by it, each time.
 _LAYOUT_CHUNK = 256
 _HEAD_CHUNK = 1024
 

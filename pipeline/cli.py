@@ -284,6 +284,7 @@ class _Bar(logging.Handler):
         self.task: TaskID | None = None
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Move the bar, or print the record above it."""
         done, total = (getattr(record, name, None) for name in ("done", "total"))
         if total is None:
             self.progress.console.print(self.format(record), highlight=False, markup=False)

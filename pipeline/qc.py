@@ -109,15 +109,6 @@ def summary(cube: xr.Dataset) -> pd.DataFrame:
     return pd.DataFrame(_counts(cube), columns=["flag", "pollutant", "count", "share"])
 
 
-def summary_markdown(cube: xr.Dataset) -> str:
-    """`summary` as a Markdown table: one row a flag, one column a pollutant, counts with their shares."""
-    rows = {name: [name] for name in FLAGS}
-    for name, _, count, share in _counts(cube):
-        rows[name].append(f"{count} ({share:.3%})")
-    table = [["flag", *POLLUTANTS], ["---"] * (len(POLLUTANTS) + 1), *rows.values()]
-    return "".join(f"| {' | '.join(row)} |\n" for row in table)
-
-
 def _counts(cube: xr.Dataset) -> Iterator[tuple[str, str, int, float]]:
     for name, bit in FLAGS.items():
         for pollutant in POLLUTANTS:

@@ -74,7 +74,7 @@ class RunConfig(BaseSettings):
 
     Attributes
     ----------
-    source : network of the input, one of `pipeline.sources.SOURCES`.
+    source : network of the input, one of `pipeline.sources.names`.
     input : file or folder of observations.
     stations : station list (CSV) where the network keeps coordinates apart.
     start, end : hours to make, UTC, half open ``[start, end)``.
@@ -114,8 +114,8 @@ class RunConfig(BaseSettings):
     def _known_source(cls, value: str) -> str:
         from pipeline import sources
 
-        if value not in sources.SOURCES:
-            raise ValueError(f"expected one of {', '.join(sorted(sources.SOURCES))}; found {value!r}")
+        if value not in sources.names():
+            raise ValueError(f"expected one of {', '.join(sources.names())}; found {value!r}")
         return value
 
     @field_validator("input", "stations", "weights")

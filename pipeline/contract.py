@@ -31,6 +31,12 @@ STANDARD_NAMES = {
 TABLE_REQUIRED = ("time", "station", "lon", "lat", "pm2p5")
 TABLE_OPTIONAL = ("elevation", "pm10", "so2", "no2", "o3", "co", "source_file")
 
+
+def line_column(pollutant: str) -> str:
+    """Optional StationTable column with the line of `source_file` on which the pollutant's value stands, int32."""
+    return f"line_{pollutant}"
+
+
 TIME_UNITS = "hours since 1970-01-01"
 HOUR = np.timedelta64(1, "h")
 

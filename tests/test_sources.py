@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import sources
-from pipeline.contract import POLLUTANTS, check_station_table
+from pipeline.contract import POLLUTANTS, check_station_table, line_column
 from pipeline.errors import ConfigError, InputError
 from pipeline.sources.archive import members
 from pipeline.sources.csvfile import CsvFile
@@ -21,6 +21,7 @@ from pipeline.sources.csvfile import CsvFile
 DAY = np.datetime64("2019-12-10"), np.datetime64("2019-12-11")
 LIST = "code,lon,lat\n1001A,116.3,39.9\n1002A,116.2,40.3\n"
 HEADER = "date,hour,type,1001A,1002A\n"
+LINES = [line_column(name) for name in POLLUTANTS]
 
 
 def wide(folder: Path, body: str, header: str = HEADER, stations: str = LIST, name: str = "20191210") -> Path:
@@ -75,7 +76,7 @@ class TestRealArchive:
         period = np.datetime64("2019-12-03"), np.datetime64("2019-12-04")
         list_path = shared_data / "cnemc" / "stations.csv"
         one, other = (
-            read(shared_data / "cnemc" / name, *period, stations=list_path).drop(columns="source_file")
+            read(shared_data / "cnemc" / name, *period, stations=list_path).drop(columns=["source_file", *LINES])
             for name in ("unmodified_20191202-20191208.zip", "china_sites_201912.zip")
         )
         pd.testing.assert_frame_equal(one, other)
@@ -264,7 +265,7 @@ class TestPaths:
     def test_zip_without_csv(self, tmp_path):
         path = tmp_path / "empty.zip"
         zipfile.ZipFile(path, "w").close()
-        with pytest.raises(InputError, match=r"empty.zip: expected a zip with at least one CSV; found 0 members"):
+        with pytest.raises(InputError, match=r"empty.zip: expected a zip with at least one .csv file; found 0 members"):
             read(path)
 
     def test_no_zip(self, tmp_path):
@@ -283,7 +284,7 @@ class TestPaths:
 
     def test_folder_without_data(self, tmp_path):
         (tmp_path / "stations.csv").write_text(LIST)
-        with pytest.raises(InputError, match=r"expected .zip or .csv files in the folder"):
+        with pytest.raises(InputError, match=r"expected .csv or .zip files in the folder"):
             read(tmp_path)
 
     def test_period_without_files_names_the_period_of_the_files(self, tmp_path):
@@ -315,8 +316,8 @@ class TestPaths:
             read(tmp_path, source="airnow")
 
     def test_declared_conventions(self):
-        assert (sources.SOURCES["cnemc"].zone, sources.SOURCES["cnemc"].label) == (8, "end")
-        assert (sources.SOURCES["table"].zone, sources.SOURCES["table"].label) == (0, "begin")
+        assert (sources.CONVENTIONS["cnemc"].zone, sources.CONVENTIONS["cnemc"].label) == (8, "end")
+        assert (sources.CONVENTIONS["table"].zone, sources.CONVENTIONS["table"].label) == ("each", "begin")
 
 
 def test_carriage_returns_and_byte_order_mark(tmp_path):
@@ -336,7 +337,7 @@ def test_datetime_with_zone_is_converted(tmp_path):
     [
         ("2026-02-27T05,2568A,102,31,5", "line 2, column 'timepoint': expected YYYY-MM-DDThh00; found '2026-02-27T05'"),
         ("2026-02-27T0530,2568A,102,31,5", "line 2, column 'timepoint'"),
-        ("2026-02-27T0500,2568A,,31,5", "line 2, column 'lon': expected the station's degrees"),
+        ("2026-02-27T0500,2568A,,31,5", "line 2, column 'longitude': expected the station's degrees"),
     ],
 )
 def test_broken_api_rows(tmp_path, row, message):
@@ -368,7 +369,8 @@ class TestTable:
         table = sources.read_table(tmp_path / "t.parquet")
         first = "2019-12-10T00" if zone is None else "2019-12-09T16"
         assert table["time"][0] == np.datetime64(first)
-        assert list(table.columns) == ["time", "station", "lon", "lat", "pm2p5"]
+        assert list(table.columns) == ["time", "station", "lon", "lat", "pm2p5", "line_pm2p5"]
+        assert list(table["line_pm2p5"]) == [1, 2, 3]
         whole = read(tmp_path, np.datetime64("2019-12-09"), np.datetime64("2019-12-11"), source="table")
         assert set(whole["source_file"]) == {"t.parquet"}
         assert "t.parquet" in sources.input_digests("table", tmp_path, *DAY)
@@ -404,7 +406,7 @@ class TestTable:
         time = [np.datetime64("2019-12-10T00:00"), np.datetime64("2019-12-10T00:20")]
         frame = pd.DataFrame({"time": time, "station": "a", "lon": 1.0, "lat": 1.0, "pm2p5": 1.0})
         frame.to_parquet(path)
-        with pytest.raises(InputError, match="row 1, column 'time': expected the start of an hour"):
+        with pytest.raises(InputError, match="row 2, column 'time': expected the start of an hour"):
             sources.read_table(path)
         frame.assign(time=time[0], pm2p5="x").to_parquet(path)
         with pytest.raises(InputError, match="column 'pm2p5': expected numbers"):

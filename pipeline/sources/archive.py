@@ -1,25 +1,47 @@
-"""The CSV files behind one path: a CSV, a zip of CSVs, or a folder of either; listed once, read one at a time."""
+"""The files behind one path: a file, a zip of files, or a folder of either; listed once, read one at a time."""
 
 from __future__ import annotations
 
+import gzip
 import hashlib
+import io
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
 
 from pipeline.errors import InputError
-from pipeline.sources.csvfile import CsvFile
+
+#: A compressed file that unpacks to more than this is no hourly record.
+MAX_BYTES = 4 << 30
+
+_BROKEN_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError, OSError)
+
+
+@dataclass(frozen=True)
+class RawFile:
+    """The bytes of one file (unpacked, where it was a ``.gz``), the name errors give it and the one lineage does."""
+
+    where: str
+    label: str
+    data: bytes = field(repr=False)
+
+    @property
+    def base(self) -> str:
+        """File name without folders."""
+        return self.label.rsplit("!", 1)[-1].rsplit("/", 1)[-1]
 
 
 @dataclass(frozen=True)
 class Member:
-    """One CSV: a file, or a member of the zip `container`."""
+    """One file, or a member of the zip `container`; `inner` is a zip within that zip."""
 
     container: Path
     name: str | None = None
+    inner: str | None = None
 
     @property
     def base(self) -> str:
@@ -29,41 +51,41 @@ class Member:
     @property
     def label(self) -> str:
         """Name for `source_file` and lineage, the same on every machine: ``<zip>!<member>`` or the file's name."""
-        return self.container.name + (f"!{self.name}" if self.name else "")
+        return "!".join(filter(None, (self.container.name, self.inner, self.name)))
 
     @property
     def where(self) -> str:
         """Name for errors, with the whole path."""
-        return str(self.container) + (f"!{self.name}" if self.name else "")
+        return "!".join(filter(None, (str(self.container), self.inner, self.name)))
 
 
-def members(path: Path, suffixes: tuple[str, ...] = (".zip", ".csv"), ignore: Iterable[str] = ()) -> list[Member]:
-    """List the CSVs of `path` sorted by container, then name.
+def members(path: Path, suffixes: tuple[str, ...] = (".csv",), ignore: Iterable[str] = ()) -> list[Member]:
+    """List the data files of `path` sorted by container, then name.
 
     Parameters
     ----------
     path : a file, a zip, or a folder (not searched further down).
-    suffixes : which files of a folder count.
-    ignore : file names of a folder that do not count (a station list, say).
+    suffixes : endings of data files, lower case; zips of such files count, too.
+    ignore : file names that do not count (a station list, say).
 
     Raises
     ------
     InputError
-        When the path does not exist, a zip is none or holds no CSV, or a folder holds no such file.
+        When the path does not exist, a zip is none or holds no such file, or a folder holds none.
     """
     if not path.exists():
         raise InputError(f"{path}: expected a file or folder; found nothing there")
     if not path.is_dir():
-        return _expand(path)
+        return _expand(path, suffixes, set())
     skip = set(ignore)
-    files = [f for f in sorted(path.iterdir()) if f.suffix.lower() in suffixes and f.name not in skip]
+    files = [f for f in sorted(path.iterdir()) if f.name.lower().endswith((*suffixes, ".zip")) and f.name not in skip]
     files = [f for f in files if f.is_file() and not f.name.startswith((".", "_"))]
     if not files:
-        raise InputError(f"{path}: expected {' or '.join(suffixes)} files in the folder; found none")
-    return [member for file in files for member in _expand(file)]
+        raise InputError(f"{path}: expected {' or '.join((*suffixes, '.zip'))} files in the folder; found none")
+    return [member for file in files for member in _expand(file, suffixes, skip)]
 
 
-def contents(wanted: Iterable[Member]) -> Iterator[tuple[Member, CsvFile]]:
+def contents(wanted: Iterable[Member]) -> Iterator[tuple[Member, RawFile]]:
     """Read the members in their order, opening each zip once for each run of its members.
 
     Raises
@@ -71,36 +93,87 @@ def contents(wanted: Iterable[Member]) -> Iterator[tuple[Member, CsvFile]]:
     InputError
         Naming the member that cannot be read.
     """
-    for container, group in groupby(wanted, key=lambda member: member.container):
+    for (container, inner), group in groupby(wanted, key=lambda member: (member.container, member.inner)):
         if not zipfile.is_zipfile(container):
-            yield from ((member, CsvFile(member.where, container.read_bytes())) for member in group)
+            yield from ((member, _raw(member, container.read_bytes())) for member in group)
             continue
-        with zipfile.ZipFile(container) as archive:
-            yield from ((member, CsvFile(member.where, _member_bytes(archive, member))) for member in group)
+        with _opened(container, inner) as archive:
+            yield from ((member, _raw(member, _member_bytes(archive, member))) for member in group)
 
 
 def digests(wanted: Iterable[Member]) -> dict[str, str]:
-    """SHA-256 of each member's own bytes (not of the zip around it) by label, sorted by label."""
+    """SHA-256 of each member's own bytes (not of the zip or gzip around it) by label, sorted by label."""
     found = {member.label: hashlib.sha256(file.data).hexdigest() for member, file in contents(wanted)}
     return dict(sorted(found.items()))
 
 
-def _expand(file: Path) -> list[Member]:
+def modified(member: Member) -> datetime:
+    """When the member was last changed, by its zip or else by its file system; UTC, whole seconds."""
+    if member.name is None:
+        return datetime.fromtimestamp(int(member.container.stat().st_mtime), UTC)
+    with _opened(member.container, member.inner) as archive:
+        return datetime(*archive.getinfo(member.name).date_time, tzinfo=UTC)
+
+
+def _expand(file: Path, suffixes: tuple[str, ...], skip: set[str]) -> list[Member]:
     if file.suffix.lower() != ".zip" and not zipfile.is_zipfile(file):
         return [Member(file)]
     try:
         with zipfile.ZipFile(file) as archive:
-            names = archive.namelist()
+            names = sorted(archive.namelist())
+            nested = {name: _inner_names(archive, file, name) for name in names if name.lower().endswith(".zip")}
     except zipfile.BadZipFile as error:
         raise InputError(f"{file}: expected a zip archive; found a file that is not one ({error})") from error
-    csvs = [name for name in sorted(names) if name.lower().endswith(".csv") and not name.startswith("__MACOSX/")]
-    if not csvs:
-        raise InputError(f"{file}: expected a zip with at least one CSV; found {len(names)} members, no CSV")
-    return [Member(file, name) for name in csvs]
+    found = [Member(file, name) for name in _data(names, suffixes, skip)]
+    found += [Member(file, name, inner) for inner, own in nested.items() for name in _data(own, suffixes, skip)]
+    if not found:
+        kinds = " or ".join(suffixes)
+        raise InputError(f"{file}: expected a zip with at least one {kinds} file; found {len(names)} members, no such")
+    return found
+
+
+def _inner_names(archive: zipfile.ZipFile, file: Path, name: str) -> list[str]:
+    try:
+        with zipfile.ZipFile(io.BytesIO(archive.read(name))) as inner:
+            return sorted(inner.namelist())
+    except _BROKEN_ZIP as error:
+        raise InputError(f"{file}!{name}: expected a zip archive; found one that cannot be read ({error})") from error
+
+
+def _data(names: list[str], suffixes: tuple[str, ...], skip: set[str]) -> list[str]:
+    kept = [name for name in names if name.lower().endswith(suffixes) and not name.startswith("__MACOSX/")]
+    return [name for name in kept if name.rsplit("/", 1)[-1] not in skip]
+
+
+def _opened(container: Path, inner: str | None) -> zipfile.ZipFile:
+    archive = zipfile.ZipFile(container)
+    if inner is None:
+        return archive
+    with archive:
+        return zipfile.ZipFile(io.BytesIO(archive.read(inner)))
 
 
 def _member_bytes(archive: zipfile.ZipFile, member: Member) -> bytes:
     try:
+        if (size := archive.getinfo(member.name or "").file_size) > MAX_BYTES:
+            raise InputError(f"{member.where}: expected at most {MAX_BYTES} bytes unpacked; found {size}")
         return archive.read(member.name or "")
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
+    except _BROKEN_ZIP as error:
         raise InputError(f"{member.where}: expected a readable zip member; found a broken one ({error})") from error
+
+
+def _raw(member: Member, data: bytes) -> RawFile:
+    if member.base.lower().endswith(".gz"):
+        data = _gunzipped(member.where, data)
+    return RawFile(member.where, member.label, data)
+
+
+def _gunzipped(where: str, data: bytes) -> bytes:
+    try:
+        with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
+            unpacked = file.read(MAX_BYTES + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{where}: expected a whole gzip file; found a broken one ({error})") from error
+    if len(unpacked) > MAX_BYTES:
+        raise InputError(f"{where}: expected at most {MAX_BYTES} bytes unpacked; found more")
+    return unpacked

@@ -9,30 +9,23 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
-from pipeline.contract import POLLUTANTS, TABLE_REQUIRED
+from pipeline.contract import POLLUTANTS, TABLE_REQUIRED, line_column
 from pipeline.errors import InputError
-from pipeline.sources.archive import Member, contents, members
+from pipeline.sources.archive import Member, RawFile, contents
 from pipeline.sources.csvfile import CsvFile, Truncated
+from pipeline.sources.sites import SiteList
+from pipeline.sources.source import CONVENTIONS, Source
 
-SUFFIXES = (".parquet", ".csv")
 _NUMBERS = ("lon", "lat", "elevation", *POLLUTANTS)
 _BATCH_ROWS = 1_000_000
 
 
-def find_members(path: Path, _start: np.datetime64, _end: np.datetime64) -> list[Member]:
-    """List the Parquet and CSV files of `path`, sorted; their names do not tell their period."""
-    return members(path, SUFFIXES)
-
-
-def read(
-    path: Path, _stations: Path | None, start: np.datetime64, end: np.datetime64, truncated: Truncated
-) -> Iterator[pd.DataFrame]:
-    """Yield one StationTable a CSV, or a million rows of a Parquet file; see `pipeline.sources.read`."""
-    for member in find_members(path, start, end):
-        for found in _read_member(member, truncated):
-            label = pd.Categorical.from_codes(np.zeros(len(found), "int8"), pd.Index([member.label]))
-            yield found.astype({"station": "category"}).assign(source_file=label)
+def parse(raw: RawFile, _sites: SiteList | None, truncated: Truncated) -> Iterator[pd.DataFrame]:
+    """Yield one StationTable a CSV, or a million rows of a Parquet file; see `pipeline.sources.source.Source`."""
+    for found in _parse(raw, truncated):
+        yield found.astype({"station": "category"})
 
 
 def read_table(path: Path, truncated: Truncated = "error") -> pd.DataFrame:
@@ -54,7 +47,7 @@ def read_table(path: Path, truncated: Truncated = "error") -> pd.DataFrame:
     InputError
         Naming the file and the line (CSV) or row (Parquet), the column, what was expected and what was found.
     """
-    tables = list(_read_member(Member(_require_file(path)), truncated))
+    tables = [table for _, raw in contents([Member(_require_file(path))]) for table in _parse(raw, truncated)]
     if not sum(map(len, tables)):
         raise InputError(f"{path}: expected at least one observation; found no rows")
     return pd.concat(tables, ignore_index=True)
@@ -80,30 +73,32 @@ def read_points(path: Path) -> pd.DataFrame:
     return points
 
 
-def _read_member(member: Member, truncated: Truncated) -> Iterator[pd.DataFrame]:
-    if member.base.lower().endswith(".parquet"):
-        yield from _read_parquet(member.container)
+def _parse(raw: RawFile, truncated: Truncated) -> Iterator[pd.DataFrame]:
+    if raw.base.lower().endswith(".parquet"):
+        yield from _read_parquet(raw)
     else:
-        yield from (_read_csv(file, truncated) for _, file in contents([member]))
+        yield _read_csv(CsvFile(raw.where, raw.data), truncated)
 
 
-def _read_parquet(path: Path) -> Iterator[pd.DataFrame]:
+def _read_parquet(raw: RawFile) -> Iterator[pd.DataFrame]:
     try:
-        file = pq.ParquetFile(path)
-    except pa.ArrowInvalid as error:
-        raise InputError(f"{path}: expected a Parquet file; found {str(error).splitlines()[0]}") from error
+        file = pq.ParquetFile(pa.BufferReader(raw.data))
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(f"{raw.where}: expected a Parquet file; found {str(error).splitlines()[0]}") from error
     with file:
-        columns = _require(str(path), file.schema_arrow.names)
+        columns = _require(raw.where, file.schema_arrow.names)
         done = 0
         for batch in file.iter_batches(_BATCH_ROWS, columns=columns):
-            yield _checked(batch.to_pandas(), _row_of(path, done))
+            rows = np.arange(done + 1, done + 1 + batch.num_rows, dtype="int32")
+            yield _checked(batch.to_pandas(), rows, _row_of(raw.where, done))
             done += batch.num_rows
 
 
 def _read_csv(file: CsvFile, truncated: Truncated) -> pd.DataFrame:
     columns = _require(file.where, file.header())
     types = {name: pa.float64() if name in _NUMBERS else pa.string() for name in columns}
-    return _checked(file.read(types, truncated).to_pandas(), _line_of(file))
+    frame = file.read(types, truncated).to_pandas()
+    return _checked(frame, file.lines(len(frame)), _line_of(file))
 
 
 #: From a row of the frame to its name in an error.
@@ -114,11 +109,11 @@ def _line_of(file: CsvFile) -> _Place:
     return lambda row: f"{file.where}, line {file.line_at(row)}"
 
 
-def _row_of(path: Path, first: int) -> _Place:
-    return lambda row: f"{path}, row {first + row}"
+def _row_of(where: str, first: int) -> _Place:
+    return lambda row: f"{where}, row {first + row + 1}"
 
 
-def _checked(frame: pd.DataFrame, place: _Place) -> pd.DataFrame:
+def _checked(frame: pd.DataFrame, lines: NDArray[np.int32], place: _Place) -> pd.DataFrame:
     """The frame as a StationTable: times in UTC, numbers as numbers, every row with a station, place and hour."""
     time = _utc(frame["time"])
     _refuse(frame["time"], time.isna(), "an ISO 8601 time", place)
@@ -128,7 +123,8 @@ def _checked(frame: pd.DataFrame, place: _Place) -> pd.DataFrame:
             raise InputError(f"{place(0)}, column '{name}': expected numbers; found {frame[name].dtype}")
     _check_places(frame, place)
     types = {name: "float32" if name in POLLUTANTS else "float64" for name in _NUMBERS if name in frame}
-    return frame.astype({"station": "str"} | types).assign(time=time)
+    found = {line_column(name): np.where(frame[name].isna(), 0, lines) for name in POLLUTANTS if name in frame}
+    return frame.astype({"station": "str"} | types).assign(time=time, **found)
 
 
 def _check_places(frame: pd.DataFrame, place: _Place) -> None:
@@ -161,3 +157,6 @@ def _require_file(path: Path) -> Path:
     if not path.is_file():
         raise InputError(f"{path}: expected a file; found none")
     return path
+
+
+SOURCE = Source(conventions=(CONVENTIONS["table"],), parse=parse, suffixes=(".parquet", ".csv"))

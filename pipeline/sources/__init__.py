@@ -33,8 +33,8 @@ BBox = tuple[float, float, float, float]
 
 #: Sources that come with the package, and the module that holds the `SOURCE` of each; loaded when one is used.
 BUILT_IN = {
-    "cnemc": "pipeline.sources.cnemc",
-    "table": "pipeline.sources.table",
+    name: f"pipeline.sources.{name}"
+    for name in ("airnow", "aqs", "cnemc", "eea", "openaq", "prsa", "purpleair", "table", "timeseries")
 }
 
 #: Entry point group of plug-ins.

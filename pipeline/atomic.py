@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 
 @contextmanager
@@ -38,6 +40,36 @@ def _replace_folder(part: Path, target: Path) -> None:
         old.rename(target)
         raise
     remove(old)
+
+
+def write_bytes(target: Path, data: bytes) -> None:
+    """Write a file whole and on the disk before it has its name; a power cut leaves the former one or this one."""
+    part = target.with_name(f".{target.name}.part")
+    with part.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, target)
+    folder = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def lock(path: Path, busy: Exception) -> IO[str]:
+    """Hold the only writing place of `path` until the file is closed or the process ends; raise `busy` if it is taken.
+
+    The lock is the file ``.<name>.lock`` beside it; the kernel drops it with the process.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = (path.parent / f".{path.name}.lock").open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.close()
+        raise busy from error
+    return file
 
 
 def remove(path: Path) -> None:

@@ -7,7 +7,6 @@ process; a reader needs no lock. See docs/adr/0002-icechunk-cube.md.
 
 from __future__ import annotations
 
-import fcntl
 import logging
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -23,6 +22,7 @@ import xarray as xr
 import zarr
 from numpy.typing import NDArray
 
+from pipeline import atomic
 from pipeline.contract import FIELD_NAMES, FIELDS, check_cube
 from pipeline.errors import ProductError
 from pipeline.grid import Grid, extent
@@ -127,7 +127,8 @@ def begin(path: str | Path, grid: Grid, start: object, end: object, attrs: Mappi
     if hours[0] >= hours[1]:
         raise ProductError(f"{path}: the run's start {start} must be before its end {end}")
     with ExitStack() as stack:
-        lock = stack.enter_context(_lock(path))
+        busy = ProductError(f"{path}: another run is writing this cube; wait for it to end, or stop it")
+        lock = stack.enter_context(atomic.lock(path, busy))
         repo = icechunk.Repository.open_or_create(_storage(path))
         _clean(repo)
         base, run_id = repo.lookup_branch("main"), attrs.get("flow_run_id") or uuid4().hex
@@ -139,18 +140,6 @@ def begin(path: str | Path, grid: Grid, start: object, end: object, attrs: Mappi
         _lay_or_extend(candidate, attrs)
         stack.pop_all()
     return candidate
-
-
-def _lock(path: Path) -> IO[str]:
-    """Hold the cube's only writing place until the file is closed or the process ends."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = (path.parent / f".{path.name}.lock").open("w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        file.close()
-        raise ProductError(f"{path}: another run is writing this cube; wait for it to end, or stop it") from error
-    return file
 
 
 def _clean(repo: icechunk.Repository) -> None:
@@ -365,7 +354,7 @@ def _open_repo(path: Path) -> icechunk.Repository:
 
 
 def _storage(path: Path) -> icechunk.Storage:
-    """Storage on the local disk. Icechunk warns that it cannot guard concurrent commits there; `_lock` does."""
+    """Storage on the local disk. Icechunk warns that it cannot guard concurrent commits there; `atomic.lock` does."""
     icechunk.set_logs_filter("error")
     return icechunk.local_filesystem_storage(str(path))
 

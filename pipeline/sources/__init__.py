@@ -34,7 +34,7 @@ BBox = tuple[float, float, float, float]
 #: Sources that come with the package, and the module that holds the `SOURCE` of each; loaded when one is used.
 BUILT_IN = {
     name: f"pipeline.sources.{name}"
-    for name in ("airnow", "aqs", "cnemc", "eea", "openaq", "prsa", "purpleair", "table", "timeseries")
+    for name in ("airnow", "aqs", "cnemc", "eea", "openaq", "prsa", "purpleair", "store", "table", "timeseries")
 }
 
 #: Entry point group of plug-ins.
@@ -172,7 +172,7 @@ def find_members(
     InputError
         When no file covers the period, naming the period that the files cover.
     """
-    found = members(path, spec.suffixes, ignore={*spec.site_names, *([stations.name] if stations else [])})
+    found = _members(spec, path, stations)
     spans = {member: spec.span(member.base) for member in found}
     dated = {member.base: member for member in found if spans[member]}
     kept = [member for member in found if dated.get(member.base, member) == member]
@@ -181,6 +181,18 @@ def find_members(
         first, last = min(span[0] for span in spans.values() if span), max(span[1] for span in spans.values() if span)
         raise InputError(f"{path}: expected files for {start} to {end} UTC; found files for {first} to {last} UTC only")
     return sorted(wanted, key=lambda member: spans[member] or (start, end))
+
+
+def list_members(spec: Source, path: Path, stations: Path | None) -> list[Member]:
+    """List every data file of `path`, in the order of the hours that their names tell; those that do not tell, last."""
+    never = np.datetime64("9999-01-01", "h")
+    return sorted(_members(spec, path, stations), key=lambda member: (spec.span(member.base) or (never,))[0])
+
+
+def _members(spec: Source, path: Path, stations: Path | None) -> list[Member]:
+    if spec.members is not None:
+        return spec.members(path)
+    return members(path, spec.suffixes, ignore={*spec.site_names, *([stations.name] if stations else [])})
 
 
 @dataclass

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from pipeline.contract import UNITS
-from pipeline.sources.archive import RawFile
+from pipeline.sources.archive import Member, RawFile
 from pipeline.sources.csvfile import MISSING, Truncated
 from pipeline.sources.sites import SiteList
 
@@ -126,6 +126,7 @@ class Source:
         files hold coordinates.
     read_sites : site list -> SiteList; None where there is none.
     sites_needed : whether files cannot be read without a site list.
+    members : path -> its data files, where endings do not tell them.
     """
 
     conventions: tuple[Convention, ...]
@@ -136,3 +137,4 @@ class Source:
     site_names: tuple[str, ...] = field(default=())
     read_sites: Callable[[Path], SiteList] | None = None
     sites_needed: bool = False
+    members: Callable[[Path], list[Member]] | None = None

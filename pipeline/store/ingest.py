@@ -1,0 +1,318 @@
+"""Raw files into the store: each once, a month at a time, and one commit at the end."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from pipeline import atomic, sources
+from pipeline.contract import check_station_table
+from pipeline.errors import InputError
+from pipeline.fetch import read_manifest
+from pipeline.sources.archive import Member, RawFile, contents, modified
+from pipeline.sources.csvfile import Truncated
+from pipeline.sources.sites import SiteList
+from pipeline.sources.source import Source
+from pipeline.store import layout, ledger
+from pipeline.store.layout import Manifest
+from pipeline.store.rows import Rows, concatenate, from_table, merge, of_one_file
+
+logger = logging.getLogger("aqnet")
+
+#: Files parsed at once: Arrow and numpy let go of the interpreter, so two cores are put to use.
+WORKERS = 2
+#: Rows held before months are written, which bounds memory (about 120 bytes a row).
+MAX_ROWS = 3_000_000
+
+#: Gives a file's rows, or raises the InputError that its reader raised.
+_Result = Callable[[], list[Rows]]
+
+
+@dataclass(frozen=True)
+class File:
+    """What the store keeps of a file: see the table of files in ``docs/reference/observation-store.md``.
+
+    Attributes
+    ----------
+    file : SHA-256 of its bytes, its name in the store.
+    name : label in lineage, ``<zip>!<member>`` or the file's name.
+    published, rank : what its precedence is made of; `published` in UTC, whole seconds.
+    superseded : whether a newer file of the same dated name takes its place.
+    bytes, values : its size and number of values.
+    first, last : its first and last hour, UTC; NaT when it holds none.
+    sites : SHA-256 of the site list its coordinates are from; empty where it holds them itself.
+    """
+
+    file: str
+    name: str
+    published: datetime
+    rank: int
+    superseded: bool
+    bytes: int
+    values: int
+    first: pd.Timestamp
+    last: pd.Timestamp
+    sites: str
+
+    @property
+    def base(self) -> str:
+        """File name without zip and folders."""
+        return self.name.rsplit("!", 1)[-1].rsplit("/", 1)[-1]
+
+    @property
+    def months(self) -> list[str]:
+        """Calendar months (UTC) that the file has values of."""
+        if pd.isna(self.first):
+            return []
+        edges = np.datetime64(self.first, "M"), np.datetime64(self.last, "M") + 1
+        return [str(month) for month in np.arange(*edges)]
+
+
+@dataclass(frozen=True)
+class Ingested:
+    """What one ingest did.
+
+    Attributes
+    ----------
+    ingest : its number in the ledger; that of the one before when nothing changed.
+    digest : SHA-256 of the store's content after it.
+    files, known, rows : files put in, files that were there already, rows of station and hour read.
+    refused : error of each file that was left out.
+    changes : hours that changed: ``network``, ``hour`` (since 1970-01-01) and `ledger.COUNTS`.
+    """
+
+    ingest: int
+    digest: str
+    files: int
+    known: int
+    rows: int
+    refused: tuple[str, ...]
+    changes: pd.DataFrame
+
+
+@dataclass
+class _Job:
+    """An ingest under way: the manifest as it was and as it will be, all files, and rows not yet written by month."""
+
+    store: Path
+    network: str
+    spec: Source
+    before: Manifest
+    manifest: Manifest
+    files: dict[str, File]
+    waiting: dict[str, list[Rows]] = field(default_factory=dict)
+    changes: dict[str, pd.DataFrame] = field(default_factory=dict)
+    refused: list[str] = field(default_factory=list)
+    known: int = 0
+    new: int = 0
+    rows: int = 0
+
+
+def ingest(
+    store: Path,
+    network: str,
+    path: Path,
+    stations: Path | None = None,
+    truncated: Truncated = "error",
+    published: datetime | None = None,
+    keep_going: bool = False,
+) -> Ingested:
+    """Put raw files into a store; files that are in it already are passed over.
+
+    Parameters
+    ----------
+    store : folder of the store; made when absent.
+    network : one of `sources.names`.
+    path : file, zip or folder.
+    stations : site list; None looks for the network's own in or beside `path`.
+    truncated : what to do with a CSV row that does not have every column.
+    published : when the files were published, UTC; None takes what `aqnet fetch` noted, else the time stamp of the
+        zip member or file.
+    keep_going : leave a file out that cannot be read (see `Ingested.refused`), rather than stop with nothing changed.
+
+    Raises
+    ------
+    ConfigError
+        When there is no such network.
+    InputError
+        When a file is not what was declared, or another ingest is at work.
+    """
+    spec = sources.find(network)
+    with atomic.lock(store, InputError(f"{store}: another ingest is at work; wait for it to end, or stop it")):
+        before = layout.load(store)
+        layout.collect(store, before)
+        job = _Job(store, network, spec, before, before, _files(store, before, network))
+        sites = sources.site_list(spec, path, stations)
+        origin = _Origin(path, published, sites)
+        for member, raw, rows in _parsed(spec, sites, truncated, _unknown(job, path, stations)):
+            try:
+                _take(job, origin.file(member, raw, spec), rows())
+            except InputError as error:
+                if not keep_going:
+                    raise
+                logger.error("%s; left out", error)
+                job.refused.append(str(error))
+            _write(job, _complete(job, member))
+        _write(job, list(job.waiting))
+        if sites is not None:
+            sites.warn_of_unknown()
+        return _finish(job)
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """Where the files of an ingest are from."""
+
+    path: Path
+    published: datetime | None
+    sites: SiteList | None
+
+    def file(self, member: Member, raw: RawFile, spec: Source) -> File:
+        """What is known of a file before its rows are."""
+        listed = hashlib.sha256(self.sites.file.data).hexdigest() if self.sites is not None else ""
+        return File(
+            file=_digest(raw),
+            name=member.label,
+            published=self._published(member).replace(tzinfo=None, microsecond=0),
+            rank=spec.rank(member.base),
+            superseded=False,
+            bytes=len(raw.data),
+            values=0,
+            first=pd.NaT,
+            last=pd.NaT,
+            sites=listed,
+        )
+
+    def _published(self, member: Member) -> datetime:
+        if self.published is not None:
+            return self.published.astimezone(UTC)
+        entry = read_manifest(member.container.parent).get(member.container.name)
+        noted = entry and (entry.last_modified or entry.retrieved)
+        return datetime.fromisoformat(noted).astimezone(UTC) if noted else modified(member)
+
+
+def _files(store: Path, manifest: Manifest, network: str) -> dict[str, File]:
+    rows = layout.read_files(store, manifest, network).to_dict("records")
+    return {str(row["file"]): File(**{str(name): value for name, value in row.items()}) for row in rows}
+
+
+def _unknown(job: _Job, path: Path, stations: Path | None) -> Iterator[tuple[Member, RawFile]]:
+    """The files that the store does not hold yet, in the order of the hours that their names tell, one at a time."""
+    listed = sources.list_members(job.spec, path, stations)
+    seen = set(job.files)
+    for done, (member, raw) in enumerate(contents(listed), 1):
+        logger.info("read %d of %d files", done, len(listed), extra={"done": done, "total": len(listed)})
+        if (digest := _digest(raw)) in seen:
+            job.known += 1
+        else:
+            seen.add(digest)
+            yield member, raw
+
+
+def _digest(raw: RawFile) -> str:
+    return hashlib.sha256(raw.data).hexdigest()
+
+
+def _parsed(
+    spec: Source, sites: SiteList | None, truncated: Truncated, files: Iterator[tuple[Member, RawFile]]
+) -> Iterator[tuple[Member, RawFile, _Result]]:
+    """Parse files on `WORKERS` threads, a few ahead, and give them back in their order."""
+    with ThreadPoolExecutor(WORKERS) as pool:
+        ahead: deque[tuple[Member, RawFile, Future[list[Rows]]]] = deque()
+        for member, raw in files:
+            ahead.append((member, raw, pool.submit(_rows, spec, raw, sites, truncated)))
+            if len(ahead) > 2 * WORKERS:
+                first, its, future = ahead.popleft()
+                yield first, its, future.result
+        yield from ((first, its, future.result) for first, its, future in ahead)
+
+
+def _rows(spec: Source, raw: RawFile, sites: SiteList | None, truncated: Truncated) -> list[Rows]:
+    digest = _digest(raw)
+    return [from_table(check_station_table(table, raw.where), digest) for table in spec.parse(raw, sites, truncated)]
+
+
+def _take(job: _Job, file: File, parts: list[Rows]) -> None:
+    """Note a file, and put its rows where those of their months wait."""
+    hours = [hour for part in parts if len(part) for hour in (part.hour.min(), part.hour.max())]
+    if hours:
+        first, last = (pd.Timestamp(np.datetime64(int(hour), "h")) for hour in (min(hours), max(hours)))
+        file = replace(file, first=first, last=last, values=sum(int(np.isfinite(p.values).sum()) for p in parts))
+    job.files[file.file] = file
+    job.new += 1
+    job.rows += sum(map(len, parts))
+    for part in parts:
+        month = part.hour.astype("M8[h]").astype("M8[M]")
+        for one in np.unique(month):
+            job.waiting.setdefault(str(one), []).append(part.take(month == one))
+    _supersede(job, file)
+
+
+def _supersede(job: _Job, new: File) -> None:
+    """Of files of one dated name only the newest counts; the months of one that no longer does wait to be merged."""
+    if job.spec.span(new.base) is None:
+        return
+    same = [file for file in job.files.values() if file.base == new.base]
+    newest = max(same, key=_precedence)
+    for file in same:
+        if file.superseded != (file is not newest):
+            job.files[file.file] = replace(file, superseded=file is not newest)
+            for month in file.months:
+                job.waiting.setdefault(month, [])
+
+
+def _precedence(file: File) -> tuple[int, datetime, str, str]:
+    """What decides between two files that give a value of one station, hour and pollutant; the greater one counts."""
+    return file.rank, file.published, file.name, file.file
+
+
+def _complete(job: _Job, member: Member) -> list[str]:
+    """Months whose rows are all there (files come in the order of their hours), or all when too many rows wait."""
+    if sum(len(part) for parts in job.waiting.values() for part in parts) > MAX_ROWS:
+        return list(job.waiting)
+    span = job.spec.span(member.base)
+    return [] if span is None else [month for month in job.waiting if month < str(span[0].astype("M8[M]"))]
+
+
+def _write(job: _Job, months: Iterable[str]) -> None:
+    """Merge what waits for these months with what the store has of them, and note the hours that differ."""
+    for month in months:
+        held = job.manifest.find(job.network, month)
+        observed, contested = layout.read_partition(job.store, held) if held else (layout.EMPTY_OBSERVED, layout.EMPTY)
+        rows = concatenate([of_one_file(observed, contested), contested, *job.waiting.pop(month)])
+        observed, contested = merge(rows, _order(job, rows.files))
+        part = layout.write_partition(job.store, job.network, month, observed, contested)
+        job.manifest = job.manifest.with_partition(part)
+        was = job.before.find(job.network, month)
+        before = layout.read_partition(job.store, was)[0] if was else layout.EMPTY_OBSERVED
+        job.changes[month] = ledger.differences(before, observed)
+
+
+def _order(job: _Job, files: list[str]) -> np.ndarray:
+    """Precedence of each file as a number; -1 when superseded."""
+    known = [job.files[file] for file in files]
+    order = {file.file: i for i, file in enumerate(sorted(known, key=_precedence))}
+    return np.array([-1 if file.superseded else order[file.file] for file in known], dtype="int64")
+
+
+def _finish(job: _Job) -> Ingested:
+    """Write the table of files and the ledger, and let readers see it all in one step."""
+    found = list(job.changes.values()) or [pd.DataFrame(columns=["hour", *ledger.COUNTS], dtype="int64")]
+    changes = pd.concat(found, ignore_index=True).assign(network=job.network)
+    if job.new:
+        table = pd.DataFrame([vars(file) for file in job.files.values()]).astype(layout.FILE_TYPES)
+        files = job.before.files | {job.network: layout.write_files(job.store, job.network, table)}
+        job.manifest = replace(job.manifest, files=files, ingest=job.before.ingest + 1)
+        ledger.write(job.store, job.manifest.ingest, changes)
+        layout.commit(job.store, job.manifest)
+    number, digest = job.manifest.ingest, job.manifest.digest
+    return Ingested(number, digest, job.new, job.known, job.rows, tuple(job.refused), changes)

@@ -6,13 +6,15 @@ import hashlib
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from pipeline import atomic, sources
 from pipeline.contract import check_station_table
@@ -23,7 +25,7 @@ from pipeline.sources.csvfile import Truncated
 from pipeline.sources.sites import SiteList
 from pipeline.sources.source import Source
 from pipeline.store import layout, ledger
-from pipeline.store.layout import Manifest
+from pipeline.store.layout import Manifest, Partition
 from pipeline.store.rows import Rows, concatenate, from_table, merge, of_one_file
 
 logger = logging.getLogger("aqnet")
@@ -32,6 +34,8 @@ logger = logging.getLogger("aqnet")
 WORKERS = 2
 #: Rows held before months are written, which bounds memory (about 120 bytes a row).
 MAX_ROWS = 3_000_000
+
+_NEVER = pd.Timestamp("NaT")
 
 #: Gives a file's rows, or raises the InputError that its reader raised.
 _Result = Callable[[], list[Rows]]
@@ -109,12 +113,14 @@ class _Job:
     before: Manifest
     manifest: Manifest
     files: dict[str, File]
+    writer: Executor
     waiting: dict[str, list[Rows]] = field(default_factory=dict)
     changes: dict[str, pd.DataFrame] = field(default_factory=dict)
     refused: list[str] = field(default_factory=list)
     known: int = 0
     new: int = 0
     rows: int = 0
+    writing: tuple[str, Future[tuple[Partition, pd.DataFrame]]] | None = None
 
 
 def ingest(
@@ -147,10 +153,11 @@ def ingest(
         When a file is not what was declared, or another ingest is at work.
     """
     spec = sources.find(network)
-    with atomic.lock(store, InputError(f"{store}: another ingest is at work; wait for it to end, or stop it")):
+    busy = InputError(f"{store}: another ingest is at work; wait for it to end, or stop it")
+    with atomic.lock(store, busy), ThreadPoolExecutor(1) as writer:
         before = layout.load(store)
         layout.collect(store, before)
-        job = _Job(store, network, spec, before, before, _files(store, before, network))
+        job = _Job(store, network, spec, before, before, _files(store, before, network), writer)
         sites = sources.site_list(spec, path, stations)
         origin = _Origin(path, published, sites)
         for member, raw, rows in _parsed(spec, sites, truncated, _unknown(job, path, stations)):
@@ -187,8 +194,8 @@ class _Origin:
             superseded=False,
             bytes=len(raw.data),
             values=0,
-            first=pd.NaT,
-            last=pd.NaT,
+            first=_NEVER,
+            last=_NEVER,
             sites=listed,
         )
 
@@ -251,10 +258,16 @@ def _take(job: _Job, file: File, parts: list[Rows]) -> None:
     job.new += 1
     job.rows += sum(map(len, parts))
     for part in parts:
-        month = part.hour.astype("M8[h]").astype("M8[M]")
-        for one in np.unique(month):
-            job.waiting.setdefault(str(one), []).append(part.take(month == one))
+        for month, rows in _by_month(part):
+            job.waiting.setdefault(month, []).append(rows)
     _supersede(job, file)
+
+
+def _by_month(rows: Rows) -> Iterator[tuple[str, Rows]]:
+    month = rows.hour.astype("M8[h]").astype("M8[M]")
+    every = np.unique(month)
+    for one in every:
+        yield str(one), rows if len(every) == 1 else rows.take(month == one)
 
 
 def _supersede(job: _Job, new: File) -> None:
@@ -284,28 +297,48 @@ def _complete(job: _Job, member: Member) -> list[str]:
 
 
 def _write(job: _Job, months: Iterable[str]) -> None:
-    """Merge what waits for these months with what the store has of them, and note the hours that differ."""
+    """Begin to merge what waits for these months into the store, one month at a time, beside the reading of files."""
     for month in months:
-        held = job.manifest.find(job.network, month)
-        observed, contested = layout.read_partition(job.store, held) if held else (layout.EMPTY_OBSERVED, layout.EMPTY)
-        rows = concatenate([of_one_file(observed, contested), contested, *job.waiting.pop(month)])
-        observed, contested = merge(rows, _order(job, rows.files))
-        part = layout.write_partition(job.store, job.network, month, observed, contested)
-        job.manifest = job.manifest.with_partition(part)
-        was = job.before.find(job.network, month)
-        before = layout.read_partition(job.store, was)[0] if was else layout.EMPTY_OBSERVED
-        job.changes[month] = ledger.differences(before, observed)
+        _settle(job)
+        held, was = (manifest.find(job.network, month) for manifest in (job.manifest, job.before))
+        merging = partial(_merge_month, job.store, job.network, month, job.waiting.pop(month), held, was)
+        job.writing = month, job.writer.submit(merging, dict(job.files))
 
 
-def _order(job: _Job, files: list[str]) -> np.ndarray:
+def _settle(job: _Job) -> None:
+    """Wait for the month that is being written, if one is."""
+    if job.writing is not None:
+        month, future = job.writing
+        part, job.changes[month] = future.result()
+        job.manifest, job.writing = job.manifest.with_partition(part), None
+
+
+def _merge_month(
+    store: Path,
+    network: str,
+    month: str,
+    parts: list[Rows],
+    held: Partition | None,
+    was: Partition | None,
+    files: dict[str, File],
+) -> tuple[Partition, pd.DataFrame]:
+    """Merge new rows with what is held of a month; return its partition and how it differs from what it `was`."""
+    observed, contested = layout.read_partition(store, held)
+    rows = concatenate([of_one_file(observed, contested), contested, *parts])
+    observed, contested = merge(rows, _order([files[file] for file in rows.files]))
+    part = layout.write_partition(store, network, month, observed, contested)
+    return part, ledger.differences(layout.read_partition(store, was)[0], observed)
+
+
+def _order(files: list[File]) -> NDArray[np.int64]:
     """Precedence of each file as a number; -1 when superseded."""
-    known = [job.files[file] for file in files]
-    order = {file.file: i for i, file in enumerate(sorted(known, key=_precedence))}
-    return np.array([-1 if file.superseded else order[file.file] for file in known], dtype="int64")
+    order = {file.file: i for i, file in enumerate(sorted(files, key=_precedence))}
+    return np.array([-1 if file.superseded else order[file.file] for file in files], dtype="int64")
 
 
 def _finish(job: _Job) -> Ingested:
     """Write the table of files and the ledger, and let readers see it all in one step."""
+    _settle(job)
     found = list(job.changes.values()) or [pd.DataFrame(columns=["hour", *ledger.COUNTS], dtype="int64")]
     changes = pd.concat(found, ignore_index=True).assign(network=job.network)
     if job.new:

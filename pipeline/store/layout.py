@@ -159,8 +159,10 @@ def write_partition(store: Path, network: str, month: str, observed: Rows, conte
     return Partition(network, month, kept, held, len(observed))
 
 
-def read_partition(store: Path, partition: Partition) -> tuple[Rows, Rows]:
-    """Read `observed` and `contested` of a partition."""
+def read_partition(store: Path, partition: Partition | None) -> tuple[Rows, Rows]:
+    """Read `observed` and `contested` of a partition; none of either where there is no partition."""
+    if partition is None:
+        return EMPTY_OBSERVED, EMPTY
     observed = _rows(pq.read_table(store / partition.observations)) if partition.observations else EMPTY_OBSERVED
     contested = _rows(pq.read_table(store / partition.contested)) if partition.contested else EMPTY
     return observed, contested
@@ -222,7 +224,7 @@ def _rows(table: pa.Table) -> Rows:
     return Rows(
         stations,
         files,
-        table["time"].cast(pa.int64()).to_numpy() // 3600,
+        table["time"].cast(pa.timestamp("s", tz="UTC")).cast(pa.int64()).to_numpy() // 3600,
         station,
         file.astype("int64"),
         np.column_stack([table[name].to_numpy() for name in PLACE]),

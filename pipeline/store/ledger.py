@@ -31,6 +31,8 @@ def differences(before: Rows, after: Rows) -> pd.DataFrame:
     DataFrame with a row for each hour that differs: ``hour`` (since 1970-01-01), and `COUNTS`. A value that another
     file now gives is no difference; one whose station has other coordinates is.
     """
+    if not len(before):
+        return _all_added(after)
     before, after = aligned([before, after])
     keys = np.union1d(before.key, after.key)
     old, new = (_at(rows, keys) for rows in (before, after))
@@ -46,6 +48,12 @@ def differences(before: Rows, after: Rows) -> pd.DataFrame:
     counts["stations"] = (counts > 0).any(axis=1).astype("int64")
     table = counts.groupby(hour).sum().rename_axis("hour").reset_index()
     return table[table["stations"] > 0].reset_index(drop=True)
+
+
+def _all_added(after: Rows) -> pd.DataFrame:
+    hours, at = np.unique(after.hour, return_inverse=True)
+    added = np.bincount(at, np.isfinite(after.values).sum(axis=1)).astype("int64")
+    return pd.DataFrame({"hour": hours, "added": added, "changed": 0, "withdrawn": 0, "stations": np.bincount(at)})
 
 
 def _at(rows: Rows, keys: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:

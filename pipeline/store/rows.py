@@ -48,8 +48,8 @@ class Rows:
 
     def take(self, at: NDArray[np.intp] | NDArray[np.bool_]) -> Rows:
         """Rows at the positions or where the mask is true."""
-        names = ("hour", "station", "file", "place", "values", "lines")
-        return replace(self, **{name: getattr(self, name)[at] for name in names})
+        arrays = self.hour, self.station, self.file, self.place, self.values, self.lines
+        return Rows(self.stations, self.files, *(array[at] for array in arrays))
 
 
 def from_table(table: pd.DataFrame, file: str) -> Rows:
@@ -91,8 +91,16 @@ def aligned(parts: Sequence[Rows]) -> list[Rows]:
 def concatenate(parts: Sequence[Rows]) -> Rows:
     """All rows, in the order given; at least one part, and `file` of one shape in all."""
     same = aligned(parts)
-    names = ("hour", "station", "file", "place", "values", "lines")
-    return replace(same[0], **{name: np.concatenate([getattr(part, name) for part in same]) for name in names})
+    return Rows(
+        same[0].stations,
+        same[0].files,
+        np.concatenate([part.hour for part in same]),
+        np.concatenate([part.station for part in same]),
+        np.concatenate([part.file for part in same]),
+        np.concatenate([part.place for part in same]),
+        np.concatenate([part.values for part in same]),
+        np.concatenate([part.lines for part in same]),
+    )
 
 
 def merge(rows: Rows, precedence: NDArray[np.int64]) -> tuple[Rows, Rows]:
@@ -110,16 +118,29 @@ def merge(rows: Rows, precedence: NDArray[np.int64]) -> tuple[Rows, Rows]:
     contested : all rows, as they were, of station-hours of which more than one row speaks, and of superseded files.
         With these, a later merge does not depend on the order in which files came.
     """
-    rows = rows.take(np.lexsort((rows.lines.max(axis=1, initial=0), rows.file, rows.key)))
+    rows = _ordered(rows)
     first = np.flatnonzero(np.diff(rows.key, prepend=-1))
     counts = np.diff(first, append=len(rows))
     superseded = precedence[rows.file] < 0
     open_ = np.repeat(counts > 1, counts) | superseded
-    plain = rows.take(~open_)
-    plain = replace(plain, file=np.where(np.isnan(plain.values), -1, plain.file[:, None]))
+    if not open_.any():
+        return _by_value(rows), rows.take(open_)
     settled = _settle(rows.take(open_ & ~superseded), precedence)
-    observed = concatenate([plain, settled])
+    observed = concatenate([_by_value(rows.take(~open_)), settled])
     return observed.take(np.argsort(observed.key, kind="stable")), rows.take(open_)
+
+
+def _ordered(rows: Rows) -> Rows:
+    """Rows by hour, station, then file and line: in an order that does not depend on the one they come in."""
+    rows = rows.take(np.argsort(rows.key, kind="stable"))
+    if (np.diff(rows.key) > 0).all():
+        return rows
+    return rows.take(np.lexsort((rows.lines.max(axis=1, initial=0), rows.file, rows.key)))
+
+
+def _by_value(rows: Rows) -> Rows:
+    """The same rows with `file` (N, P)."""
+    return replace(rows, file=np.where(np.isnan(rows.values), -1, rows.file[:, None]))
 
 
 def of_one_file(observed: Rows, contested: Rows) -> Rows:

@@ -58,15 +58,15 @@ CONVENTIONS = {
     ),
     "airnow-hourly-data": Convention(
         zone=0, label="begin", units="each", missing=("", "-999"), celsius=25.0,
-        source="AirNow, Hourly Data Fact Sheet: times in GMT, beginning of the hour",
+        source="AirNow API, Hourly Data Fact Sheet: times in GMT, beginning of the hour; 40 CFR 50: 25 degrees C",
     ),
     "airnow-aqobs": Convention(
         zone=0, label="begin", units="each", missing=("", "-999"), celsius=25.0,
-        source="AirNow, HourlyAQObs Fact Sheet: times in GMT, beginning of the hour",
+        source="AirNow API, Hourly AQ Obs Fact Sheet (2023): GMT, beginning of the hour; 40 CFR 50: 25 degrees C",
     ),
     "openaq": Convention(
         zone="each", label="end", units="each", missing=("", "-9999", "-999"), celsius=25.0,
-        source="OpenAQ, AWS archive: datetime is local time with offset, end of the averaging period",
+        source="OpenAQ, About Open Data on AWS: datetime with offset; openaq-fetch pull request 660: end of the period",
     ),
     "eea": Convention(
         zone=1, label="begin", units="each", missing=("", "-999", "-9999"), celsius=20.0,
@@ -78,11 +78,11 @@ CONVENTIONS = {
     ),
     "aqs": Convention(
         zone=0, label="begin", units="each", missing=("",), celsius=25.0,
-        source="EPA AQS hourly files: Date GMT, Time GMT, beginning of the hour; 40 CFR 50: 25 degrees C",
+        source="EPA, AirData Download Files Documentation, Hourly Data Files: beginning of the hour; 40 CFR 50: 25 C",
     ),
     "purpleair": Convention(
         zone=0, label="begin", units={"pm2p5": "ug m-3"}, missing=("", "nan", "null"), celsius=None,
-        source="PurpleAir history API: time_stamp in UTC seconds, beginning of the averaging period",
+        source="PurpleAir history API: UTC; start_timestamp included, end_timestamp not: taken as the period's begin",
     ),
     "timeseries": Convention(
         zone="each", label="begin", units="each", missing=(), celsius=25.0,

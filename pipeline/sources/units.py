@@ -10,14 +10,18 @@ MOLAR_MASS = {"so2": 64.064, "no2": 46.006, "o3": 47.998, "co": 28.010}
 #: Molar gas constant, J mol-1 K-1 (CODATA 2018), and standard pressure, Pa.
 GAS_CONSTANT, PRESSURE = 8.314462618, 101325.0
 
-#: Mass concentrations as a multiple of 1 ug m-3, and mixing ratios as a multiple of 1 ppb, by normalised spelling.
-MASSES = {"ug/m3": 1.0, "ugm-3": 1.0, "ug.m-3": 1.0, "mg/m3": 1e3, "mgm-3": 1e3, "mg.m-3": 1e3}
-MASSES |= {"microgramspercubicmeter": 1.0, "micrograms/cubicmeter(lc)": 1.0, "micrograms/cubicmeter(25c)": 1.0}
-MASSES |= {"ug/m3lc": 1.0, "kgm-3": 1e9, "kg/m3": 1e9, "gm-3": 1e6, "g/m3": 1e6}
-RATIOS = {"ppb": 1.0, "ppbv": 1.0, "ppm": 1e3, "ppmv": 1e3, "partsperbillion": 1.0, "partspermillion": 1e3}
-RATIOS |= {"1e-9": 1.0, "1e-6": 1e3, "nmolmol-1": 1.0, "umolmol-1": 1e3}
+#: Mass concentrations as a multiple of 1 ug m-3, by spelling without blanks: UDUNITS (CF) and OpenAQ's ``µg/m³``;
+#: EEA's ``ug.m-3``; AirNow's ``UG/M3``; AQS' ``Micrograms/cubic meter (LC)`` and ``(25 C)``.
+MASSES = {"ug/m3": 1.0, "ugm-3": 1.0, "mg/m3": 1e3, "mgm-3": 1e3, "kg/m3": 1e9, "kgm-3": 1e9}
+MASSES |= {"ug.m-3": 1.0, "mg.m-3": 1e3, "UG/M3": 1.0}
+MASSES |= {"Micrograms/cubicmeter(LC)": 1.0, "Micrograms/cubicmeter(25C)": 1.0}
 
-_SPELLINGS = str.maketrans({"µ": "u", "μ": "u", "³": "3", " ": None, "^": None, "_": None, "⁻": "-"})
+#: Mixing ratios as a multiple of 1 ppb: UDUNITS (CF) and OpenAQ; AirNow; AQS.
+RATIOS = {"ppb": 1.0, "ppm": 1e3, "ppbv": 1.0, "ppmv": 1e3, "1e-9": 1.0, "1e-6": 1e3}
+RATIOS |= {"nmolmol-1": 1.0, "umolmol-1": 1e3, "molmol-1": 1e9}
+RATIOS |= {"PPB": 1.0, "PPM": 1e3, "Partsperbillion": 1.0, "Partspermillion": 1e3}
+
+_SPELLINGS = str.maketrans({"µ": "u", "μ": "u", "³": "3", " ": None, "^": None, "⁻": "-"})
 
 
 def factor(pollutant: str, unit: str, celsius: float | None) -> float | None:
@@ -26,7 +30,7 @@ def factor(pollutant: str, unit: str, celsius: float | None) -> float | None:
     Parameters
     ----------
     pollutant : name in `pipeline.contract.UNITS`.
-    unit : as a file spells it, such as ``µg/m³``, ``UG/M3``, ``PPB``.
+    unit : as a file spells it, such as ``µg/m³``, ``UG/M3``, ``PPB``; capitals count, ``Mg`` is a megagram.
     celsius : temperature at which a mixing ratio is converted, at 1013.25 hPa; None allows no mixing ratio.
 
     Notes
@@ -34,7 +38,7 @@ def factor(pollutant: str, unit: str, celsius: float | None) -> float | None:
     A mixing ratio x of an ideal gas is the concentration ``x M p / (R T)`` (Seinfeld and Pandis, Atmospheric Chemistry
     and Physics, 3rd edition, eq. 1.10). At 25 degrees C 1 ppb of ozone is 1.962 ug m-3.
     """
-    spelled = unit.strip().translate(_SPELLINGS).lower()
+    spelled = unit.strip().translate(_SPELLINGS)
     target = 1e3 if UNITS[pollutant] == "mg m-3" else 1.0
     if spelled in MASSES:
         return MASSES[spelled] / target

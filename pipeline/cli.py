@@ -31,6 +31,10 @@ EXIT_ERROR, EXIT_BUG, EXIT_INTERRUPTED = 1, 70, 130
 
 PATH = click.Path(path_type=Path)
 
+#: Names in `pipeline.fetch.NETWORKS`, which would take time to import; a test holds them together.
+NETWORKS = ("airnow", "cnemc", "eea", "openaq", "prsa")
+TIMEOUT_HELP = "Seconds without a byte that make a try fail."
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command and exit with its code: 0, 1 (the user can mend it), 2 (usage), 70 (a bug), 130 (Ctrl-C)."""
@@ -213,6 +217,43 @@ def export_command(kind: str, cube: Path, out: Path, domain: str, revision: str 
         click.echo("\n".join(map(str, files)))
 
 
+@aqnet.command()
+@click.argument("network", metavar="NETWORK", type=click.Choice(NETWORKS))
+@click.option("--start", required=True, help="First hour, UTC.")
+@click.option("--end", required=True, help="Hour after the last, UTC.")
+@click.option("--bbox", nargs=4, type=float, metavar="W S E N", help="Stations wanted, degrees (openaq, eea).")
+@click.option("--out", type=PATH, required=True, help="Folder for the files and their manifest.")
+@click.option("--locations", multiple=True, metavar="ID,...", help="Location numbers instead of --bbox (openaq).")
+@click.option("--product", type=click.Choice(["HourlyData", "HourlyAQObs"]), help="Which hourly files (airnow).")
+@click.option("--dataset", type=click.Choice(["recent", "verified", "historical"]), help="Which delivery (eea).")
+@click.option("--base-url", help="Address of a mirror of the archive.")
+@click.option("--api-url", help="Address of the network's API (openaq, eea).")
+@click.option(
+    "--rate", type=click.FloatRange(0, min_open=True), default=4, show_default=True, help="Requests a second."
+)
+@click.option("--tries", type=click.IntRange(min=1), default=5, show_default=True, help="Tries of each file.")
+@click.option("--timeout", type=click.FloatRange(0, min_open=True), default=30, show_default=True, help=TIMEOUT_HELP)
+@click.option("--dry-run", is_flag=True, help="Print the addresses of the files and fetch none.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def fetch(out: Path, start: str, end: str, dry_run: bool, as_json: bool, **options: Any) -> None:
+    """Fetch a network's observations from its public archive, to resume and repeat as often as needed.
+
+    NETWORK is airnow, cnemc, eea, openaq or prsa.
+    """
+    from dataclasses import asdict
+
+    from pipeline import fetch as fetching
+
+    limits = fetching.Limits(**{name: options.pop(name) for name in ("rate", "tries", "timeout")})
+    query = _query(start, end, options)
+    if dry_run:
+        addresses = fetching.plan(query, limits)
+        click.echo(json.dumps(addresses, indent=2) if as_json else "\n".join(addresses))
+        return
+    done = fetching.fetch(query, out, limits)
+    click.echo(json.dumps(asdict(done), indent=2) if as_json else done.as_text())
+
+
 # ---- shared by the commands ----
 
 
@@ -240,6 +281,20 @@ def _hours(start: str, end: str) -> tuple[Any, Any]:
     if last <= first:
         raise ConfigError(f"--end: expected an hour after --start ({first}); found {last}")
     return first, last
+
+
+def _query(start: str, end: str, options: dict[str, Any]) -> Any:
+    """What to fetch, from options as they were given."""
+    from datetime import UTC
+
+    from pipeline.fetch import Query
+
+    first, last = (hour.item().replace(tzinfo=UTC) for hour in _hours(start, end))
+    words = [word for words in options.pop("locations") for word in words.replace(",", " ").split()]
+    if wrong := [word for word in words if not word.isdecimal()]:
+        raise ConfigError(f"--locations: expected whole numbers; found {wrong[0]!r}")
+    given = {name: value for name, value in options.items() if value is not None}
+    return Query(start=first, end=last, locations=tuple(map(int, words)), **given)
 
 
 def _exist(*paths: Path) -> None:

@@ -23,6 +23,7 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 MODIFIED = 1_764_000_000.0
+PIECE = 512
 GARBAGE = random.Random(0)
 
 
@@ -45,7 +46,7 @@ class Request:
 class Archive:
     """What a server holds: files by path, answers that are made for a request, faults that wait, requests seen.
 
-    `pause` seconds lie between pieces of a body, as on a slow line.
+    `pause` seconds lie between pieces of a body, as on a slow line; `sent` counts the bytes of bodies.
     """
 
     files: dict[str, bytes] = field(default_factory=dict)
@@ -56,6 +57,7 @@ class Archive:
     headers: dict[str, str] = field(default_factory=dict)
     etags: bool = True
     pause: float = 0.0
+    sent: int = 0
     url: str = ""
     ended: threading.Event = field(default_factory=threading.Event)
 
@@ -148,12 +150,11 @@ class Handler(BaseHTTPRequestHandler):
         self._body(body)
 
     def _body(self, body: bytes) -> None:
-        if not self.archive.pause:
-            self.wfile.write(body)
-            return
-        for start in range(0, len(body), 512):
-            self.wfile.write(body[start : start + 512])
+        piece = PIECE if self.archive.pause else max(1, len(body))
+        for start in range(0, len(body), piece):
+            self.wfile.write(body[start : start + piece])
             self.wfile.flush()
+            self.archive.sent += len(body[start : start + piece])
             time.sleep(self.archive.pause)
 
     def hang_up(self) -> None:
@@ -200,7 +201,7 @@ def wrong_length(by: int) -> Fault:
     """Send the whole file under a Content-Length that is wrong."""
 
     def fault(handler: Handler, data: bytes) -> None:
-        handler.reply(200, data, handler.whole(), len(data) + by)
+        handler.reply(200, data, handler.whole() | {"Connection": "close"}, len(data) + by)
         handler.hang_up()
 
     return fault

@@ -123,9 +123,14 @@ def test_a_file_that_has_not_changed_is_asked_for_by_its_etag_and_not_sent(archi
     assert get() == get()
     assert [request.code for request in archive.seen] == [200, 304]
     assert archive.seen[1].headers["if-none-match"] == f'"{hashlib.md5(DATA).hexdigest()}"'
+    assert "if-modified-since" not in archive.seen[1].headers
+
+
+def test_without_etags_a_file_is_asked_for_by_its_time(archive: Archive, get: Get) -> None:
     archive.etags = False
-    get()
-    assert archive.seen[2].headers["if-modified-since"] == "Mon, 24 Nov 2025 16:00:00 GMT"
+    assert get() == get()
+    assert [request.code for request in archive.seen] == [200, 304]
+    assert archive.seen[1].headers["if-modified-since"] == "Mon, 24 Nov 2025 16:00:00 GMT"
 
 
 def test_a_correction_replaces_the_file_and_its_entry(archive: Archive, get: Get, tmp_path: Path) -> None:

@@ -149,14 +149,18 @@ def _resume(begun: _Offer, part: Path) -> dict[str, str]:
 
 
 def _conditional(former: Entry | None) -> dict[str, str]:
-    """Ask for the file only if it is another than the one we have."""
+    """Ask for the file only if it is another than the one we have: by its ETag, or else by its time, never by both.
+
+    Servers should pass over the time where there is an ETag (RFC 9110, 13.1.3); some do not.
+    """
     if former is None:
         return {}
-    headers = {"If-None-Match": former.etag} if former.etag else {}
+    if former.etag:
+        return {"If-None-Match": former.etag}
     if former.last_modified:
         since = datetime.fromisoformat(former.last_modified).astimezone(UTC)
-        headers["If-Modified-Since"] = format_datetime(since, usegmt=True)
-    return headers
+        return {"If-Modified-Since": format_datetime(since, usegmt=True)}
+    return {}
 
 
 def _accept(response: httpx.Response, url: str, part: Path, begun: _Offer | None) -> _Offer:

@@ -89,4 +89,7 @@ def _timed(seconds: int, function: Callable[[str, bytes], Result], where: str, d
     used = resource.getrusage(resource.RUSAGE_SELF)
     _, hard = resource.getrlimit(resource.RLIMIT_CPU)
     resource.setrlimit(resource.RLIMIT_CPU, (int(used.ru_utime + used.ru_stime) + 1 + seconds, hard))
-    return function(where, data)
+    try:
+        return function(where, data)
+    except MemoryError as error:  # NumPy's own cannot be pickled
+        raise MemoryError(str(error)) from None

@@ -70,11 +70,11 @@ CONVENTIONS = {
     ),
     "eea": Convention(
         zone=1, label="begin", units="each", missing=("", "-999", "-9999"), celsius=20.0,
-        source="EEA, air quality download service: Start and End in UTC+1; Directive 2008/50/EC, annex VI: 293 K",
+        source="EEA: hourly Start and End in UTC+1 (docs/reference/sources.md); 2008/50/EC, annex VI: gases at 293 K",
     ),
     "prsa": Convention(
-        zone=8, label="begin", units=UNITS | {"co": "ug m-3"}, missing=("", "NA"), celsius=None,
-        source="UCI 501: year, month, day, hour in Beijing time, 0 to 23",
+        zone=8, label="end", units=UNITS | {"co": "ug m-3"}, missing=("", "NA"), celsius=None,
+        source="UCI 501: Beijing time; midnight fireworks of four Spring Festivals first show under label 1",
     ),
     "aqs": Convention(
         zone=0, label="begin", units="each", missing=("",), celsius=25.0,
@@ -107,6 +107,10 @@ def _rankless(_name: str) -> int:
     return 0
 
 
+def _stateless(_path: Path) -> dict[str, str]:
+    return {}
+
+
 @dataclass(frozen=True)
 class Source:
     """One network, built in or a plug-in (entry point group ``aqnet.sources``).
@@ -127,6 +131,7 @@ class Source:
     read_sites : site list -> SiteList; None where there is none.
     sites_needed : whether files cannot be read without a site list.
     members : path -> its data files, where endings do not tell them.
+    state : path -> global attributes that say in which state the input was when a product was made from it.
     """
 
     conventions: tuple[Convention, ...]
@@ -138,3 +143,4 @@ class Source:
     read_sites: Callable[[Path], SiteList] | None = None
     sites_needed: bool = False
     members: Callable[[Path], list[Member]] | None = None
+    state: Callable[[Path], dict[str, str]] = _stateless

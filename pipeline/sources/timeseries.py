@@ -109,9 +109,9 @@ class _Cube:
         raise self.error(name, f"text as {attribute}", repr(value))
 
     def having(self, attribute: str, *values: str) -> list[str]:
-        """Names of the variables whose attribute is one of `values` (or is there, where none are given)."""
+        """Names of the variables whose attribute is one of `values`."""
         found = ((str(name), variable.attrs.get(attribute)) for name, variable in self.data.variables.items())
-        return [name for name, value in found if value is not None and (not values or value in values)]
+        return [name for name, value in found if isinstance(value, str) and value in values]
 
     def one(self, attribute: str, *values: str) -> str | None:
         """Name of the only variable of that attribute, None where there is none."""
@@ -250,9 +250,8 @@ def _quantities(cube: _Cube) -> dict[str, str]:
     found = {p: cube.one("standard_name", *(s for s, name in NAMES.items() if name == p)) for p in POLLUTANTS}
     kept = {pollutant: name for pollutant, name in found.items() if name is not None}
     if not kept:
-        raise InputError(
-            f"{cube.where}: expected a variable with a standard_name such as {next(iter(NAMES))}; found none"
-        )
+        wanted = f"a standard_name of a pollutant, such as {next(iter(NAMES))}"
+        raise InputError(f"{cube.where}: expected a variable with {wanted}; found none")
     for name in kept.values():
         methods = cube.text(name, "cell_methods") or "time: mean"
         if not re.search(r"\btime: (?:\w+: )*mean\b", methods) and re.search(r"\btime:", methods):
@@ -282,8 +281,8 @@ def _layout(cube: _Cube, stations: _Stations, dims: tuple[str, ...]) -> _Layout:
         raise cube.error(time, f"pollutants along a time and the station dimension {stations.dim}", dims)
     length = cube.data.sizes[others[0]]
     if len(dims) == 1 and stations.dim is not None:
-        order, station = (others[0],), _ragged(cube, stations, others[0])
-        line = np.arange(1, length + 1)
+        order: tuple[str, ...] = (others[0],)
+        station, line = _ragged(cube, stations, others[0]), np.arange(1, length + 1)
     else:
         order = (others[0], stations.dim) if stations.dim is not None else (others[0],)
         count = len(stations.names) if stations.dim in dims else 1
@@ -328,11 +327,8 @@ def _flat(cube: _Cube, name: str, values: NDArray[Any], layout: _Layout) -> NDAr
 def _concentration(cube: _Cube, pollutant: str, name: str, layout: _Layout) -> NDArray[np.float32]:
     units = cube.text(name, "units")
     ratio = str(cube.data[name].attrs["standard_name"]).startswith("mole_fraction")
-    if ratio and units in ("1", "mol mol-1"):
-        units, scale = "1e-9", factor(pollutant, "1e-9", CONVENTION.celsius)
-        scale = None if scale is None else scale * 1e9
-    else:
-        scale = None if units is None else factor(pollutant, units, CONVENTION.celsius)
+    known = "mol mol-1" if ratio and units == "1" else units or ""
+    scale = factor(pollutant, known, CONVENTION.celsius)
     if scale is None:
         raise cube.error(name, f"a unit of concentration of {pollutant}", f"units {units!r}")
     with np.errstate(over="ignore"):  # what is no float32 is no concentration: it becomes inf and is left out
@@ -411,9 +407,8 @@ def _check_rows(stations: _Stations, found: _Observations) -> None:
     for i in np.unique(found.station):
         where = f"{found.where}, station '{stations.names[i]}'"
         if not stations.names[i]:
-            raise InputError(
-                f"{found.where}, variable '{stations.variable}': expected a code for station {i}; found none"
-            )
+            where = f"{found.where}, variable '{stations.variable}'"
+            raise InputError(f"{where}: expected a code for station {i + 1}; found none")
         if not (-180 <= stations.lon[i] <= 360 and -90 <= stations.lat[i] <= 90):
             place = f"({stations.lon[i]}, {stations.lat[i]})"
             raise InputError(f"{where}: expected longitude in [-180, 360] and latitude in [-90, 90]; found {place}")

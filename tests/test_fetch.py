@@ -31,7 +31,7 @@ from tests.servers import Archive
 NOW = datetime(2026, 11, 25, 12, tzinfo=UTC)
 
 HOURLY = "07/24/25|{hour:02}:00|000030113|JOHNSTON BUILDING|-4|PM2.5|UG/M3|4.2|Canada-Nova Scotia1\n"
-SITE = "000030113|PM2.5|0113|JOHNSTON BUILDING|Active|NS1|Canada-Nova Scotia1|CA|44.647175|-63.573689|29.000|-4.00|CA\n"
+SITE = "000030113|PM2.5|0113|JOHNSTON BUILDING|Active|NS1|Canada-Nova Scotia1|CA|44.647175|-63.573689|29.000|-4.00|CA|||||00|CC|003|NOVA SCOTIA||\n"
 OPENAQ = (
     "location_id,sensors_id,location,datetime,lat,lon,parameter,units,value\n"
     "7727,22558,Tung Chung-7727,{day}T01:00:00+08:00,22.2889,113.9436,pm25,µg/m³,{value}\n"
@@ -62,7 +62,7 @@ def visible(folder: Path) -> set[str]:
 def as_noted(folder: Path) -> None:
     """Every file is in the manifest with its digest, and no other is there."""
     entries = {name: found for name, found in read_manifest(folder).items() if found.status != "absent"}
-    assert set(entries) == visible(folder) - {eea.METADATA_CSV}
+    assert set(entries) == visible(folder)
     for name, found in entries.items():
         assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == found.sha256
 
@@ -223,6 +223,14 @@ def test_genuine_airnow_samples_arrive_byte_for_byte(archive: Archive, shared_da
         assert (tmp_path / sample.name).read_bytes() == sample.read_bytes()
 
 
+def test_a_fetched_airnow_folder_is_read(airnow: Archive, tmp_path: Path) -> None:
+    run(query("airnow", "2025-07-24", "2025-07-24T04", base_url=airnow.url), tmp_path)
+    period = hours("2025-07-24"), hours("2025-07-24T04")
+    found = pd.concat(sources.read("airnow", tmp_path, None, *period, bbox=(-64, 44, -63, 45)))
+    assert found["time"].dt.hour.tolist() == [0, 1, 3]
+    assert found["pm2p5"].round(1).tolist() == [4.2] * 3
+
+
 # ---- failures of a run ----
 
 
@@ -307,19 +315,52 @@ def test_cnemc_is_read_by_its_reader(archive: Archive, small_simulation: Simulat
     assert set(fetched["time"].dt.hour) == set(range(24))
 
 
-def test_prsa_is_the_zip_as_it_is(archive: Archive, tmp_path: Path) -> None:
-    inner, outer = io.BytesIO(), io.BytesIO()
-    with zipfile.ZipFile(inner, "w") as opened:
-        opened.writestr("PRSA_Data_Tiantan_20130301-20170228.csv", "No,year\n1,2013\n")
+PRSA = "No,year,month,day,hour,PM2.5,PM10,SO2,NO2,CO,O3,station\n1,2016,1,1,{hour},81,99,5,60,900,20,Tiantan\n"
+
+
+def serve_prsa(archive: Archive, inner: bytes) -> None:
+    """UCI's zip: the data in a zip of their own, beside examples that have nothing to do with them."""
+    outer = io.BytesIO()
     with zipfile.ZipFile(outer, "w") as opened:
-        opened.writestr("PRSA2017_Data_20130301-20170228.zip", inner.getvalue())
-    name = "beijing+multi+site+air+quality+data.zip"
-    archive.files[f"/static/public/501/{name}"] = outer.getvalue()
+        opened.writestr("PRSA2017_Data_20130301-20170228.zip", inner)
+        opened.writestr("data.csv", "a,b\n1,2\n")
+        opened.writestr("test.csv", "a,b\n1,2\n")
+    archive.files["/static/public/501/beijing+multi+site+air+quality+data.zip"] = outer.getvalue()
+
+
+def test_prsa_is_taken_out_of_the_zip_around_it_and_read(archive: Archive, tmp_path: Path) -> None:
+    inner = io.BytesIO()
+    with zipfile.ZipFile(inner, "w") as opened:
+        opened.writestr("PRSA_Data_20130301-20170228/PRSA_Data_Tiantan_20130301-20170228.csv", PRSA.format(hour=12))
+    serve_prsa(archive, inner.getvalue())
     asked = query("prsa", "2016-01-01", "2016-02-01", base_url=archive.url)
     run(asked, tmp_path)
-    assert (tmp_path / name).read_bytes() == outer.getvalue()
-    assert run(asked, tmp_path).unchanged == [name]
+    assert (tmp_path / networks.PRSA_NAME).read_bytes() == inner.getvalue()
+    as_noted(tmp_path)
+    assert run(asked, tmp_path).unchanged == [networks.PRSA_NAME]
     assert len(archive.seen) == 1
+    (tmp_path / "stations.csv").write_text("station,lon,lat\nTiantan,116.407,39.886\n")
+    (table,) = sources.read("prsa", tmp_path, None, hours("2016-01-01"), hours("2016-01-02"), bbox=None)
+    assert table["pm2p5"].tolist() == [81]
+
+
+@pytest.mark.parametrize("inner", [b"none", None])
+def test_prsa_without_its_data(archive: Archive, tmp_path: Path, inner: bytes | None) -> None:
+    serve_prsa(archive, inner or b"")
+    if inner is None:
+        archive.files["/static/public/501/beijing+multi+site+air+quality+data.zip"] = zipped()
+    with pytest.raises(
+        FetchError, match=r"no whole zip archive .* in the zip; 2 tries|expected one member like .*found 0"
+    ):
+        run(query("prsa", "2016-01-01", "2016-02-01", base_url=archive.url), tmp_path)
+    assert visible(tmp_path) == set()
+
+
+def zipped() -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as opened:
+        opened.writestr("data.csv", "a,b\n1,2\n")
+    return file.getvalue()
 
 
 # ---- EEA ----
@@ -372,7 +413,7 @@ def test_eea(europe: Archive, tmp_path: Path) -> None:
     box = (14, 35.5, 15, 36)
     asked = query("eea", "2023-01-01", "2023-02-01", bbox=box, base_url=europe.url, api_url=europe.url)
     found = run(asked, tmp_path)
-    assert found.fetched == ["DataExtract.csv.zip", *(f"{point}.parquet" for point in POINTS[:2])]
+    assert found.fetched == ["DataExtract.csv", *(f"{point}.parquet" for point in POINTS[:2])]
     assert (tmp_path / "DataExtract.csv").read_bytes() == METADATA.encode()
     as_noted(tmp_path)
     (post,) = europe.asked("/ParquetFile/urls")
@@ -493,6 +534,8 @@ def test_openaq_by_location(bucket: tuple[str, Any], tmp_path: Path) -> None:
     assert entry.etag == f'"{hashlib.md5(OBJECTS[key_of(7727, "2022-10-31")]).hexdigest()}"'
     assert entry.last_modified is not None
     assert run(asked, tmp_path).unchanged == names
+    read = pd.concat(sources.read("openaq", tmp_path, None, hours("2022-10-31"), hours("2022-11-03"), bbox=None))
+    assert read["time"].dt.day.tolist() == [31, 2]  # 01:00 at +08:00 is the hour from 16:00 UTC of the day before
     # However old a file is: when the bucket lists another one, that one is fetched.
     client.put_object(Bucket=openaq.BUCKET, Key=key_of(7727, "2022-11-01"), Body=day_file("2022-11-01", 99))
     try:

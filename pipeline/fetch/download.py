@@ -9,6 +9,8 @@ import json
 import logging
 import os
 import re
+import shutil
+import zipfile
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from email.utils import format_datetime, parsedate_to_datetime
@@ -20,7 +22,7 @@ from pipeline.atomic import replacing
 from pipeline.fetch import content
 from pipeline.fetch.manifest import Entry, Manifest, is_whole, sha256, sync
 from pipeline.fetch.query import Wanted
-from pipeline.fetch.web import AbsentError, PassingError, Web, shown
+from pipeline.fetch.web import AbsentError, FetchError, PassingError, Web, shown
 
 logger = logging.getLogger("aqnet")
 
@@ -103,8 +105,11 @@ def _attempt(
     if offer is None:
         return None
     try:
-        return offer, _check(part, offer, wanted, cut)
-    except PassingError:
+        is_cut = _check(part, offer, wanted, cut)
+        if wanted.inner:
+            _unpack(part, wanted)
+        return offer, is_cut
+    except (PassingError, FetchError):
         drop(part)
         raise
 
@@ -219,9 +224,10 @@ def _check(part: Path, offer: _Offer, wanted: Wanted, cut: set[str]) -> bool:
     md5 = _digest(part) if offer.md5 else None
     if md5 != offer.md5:
         raise PassingError(f"MD5 {md5} instead of {offer.md5}")
-    if found := content.problem(part, wanted.name):
+    name = "a.zip" if wanted.inner else wanted.name
+    if found := content.problem(part, name):
         raise PassingError(found)
-    if not content.is_cut(part, wanted.name):
+    if not content.is_cut(part, name):
         return False
     digest = sha256(part)
     if digest not in cut:
@@ -229,6 +235,19 @@ def _check(part: Path, offer: _Offer, wanted: Wanted, cut: set[str]) -> bool:
         raise PassingError("a text that ends in the middle of a line")
     logger.warning("%s ends in the middle of a line, twice the same: it is so in the archive", wanted.name)
     return True
+
+
+def _unpack(part: Path, wanted: Wanted) -> None:
+    """Put the wanted member of a zip in the zip's place; its note goes first, so that no try goes on from there."""
+    _sidecar(part).unlink(missing_ok=True)
+    with zipfile.ZipFile(part) as archive, replacing(part) as unpacked:
+        names = [name for name in archive.namelist() if re.fullmatch(wanted.inner, name)]
+        if len(names) != 1:
+            raise FetchError(f"{shown(wanted.url)}: expected one member like {wanted.inner}; found {len(names)}")
+        with archive.open(names[0]) as source, unpacked.open("wb") as target:
+            shutil.copyfileobj(source, target)
+    if found := content.problem(part, wanted.name):
+        raise PassingError(f"{found} in the zip")
 
 
 def _digest(part: Path) -> str:

@@ -1,7 +1,7 @@
 """European Environment Agency: one Parquet file a sampling point, listed by the download service.
 
 Service: https://eeadmz1-downloads-api-appservice.azurewebsites.net/swagger/index.html. Where the sampling points are
-stands in ``DataExtract.csv``, which the metadata page gives as a zip.
+stands in ``DataExtract.csv``, which comes in a zip.
 """
 
 from __future__ import annotations
@@ -10,14 +10,11 @@ import csv
 import io
 import logging
 import re
-import shutil
-import zipfile
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
-from pipeline.atomic import replacing
 from pipeline.errors import ConfigError
 from pipeline.fetch.query import BBox, Get, Query, Wanted, inside
 from pipeline.fetch.web import FetchError, Web
@@ -27,7 +24,7 @@ logger = logging.getLogger("aqnet")
 API = "https://eeadmz1-downloads-api-appservice.azurewebsites.net"
 METADATA = "https://discomap.eea.europa.eu"
 METADATA_PATH = "/App/AQViewer/download?fqn=Airquality_Dissem.b2g.measurements&f=csv"
-METADATA_ZIP, METADATA_CSV = "DataExtract.csv.zip", "DataExtract.csv"
+METADATA_CSV = "DataExtract.csv"
 
 POLLUTANTS = ("PM2.5", "PM10", "SO2", "NO2", "O3", "CO")
 
@@ -51,8 +48,9 @@ def plan(query: Query, web: Web, get: Get) -> Iterator[Wanted]:
     if query.bbox is None:
         raise ConfigError("eea: expected --bbox, since a file is asked for by its country; found none")
     dataset = query.dataset or _dataset(query, web.now())
-    metadata = get(Wanted(f"{(query.base_url or METADATA).rstrip('/')}{METADATA_PATH}", METADATA_ZIP, data=False))
-    points = sampling_points(unpacked(metadata), query.bbox)
+    address = f"{(query.base_url or METADATA).rstrip('/')}{METADATA_PATH}"
+    metadata = get(Wanted(address, METADATA_CSV, data=False, inner=r".*\.csv"))
+    points = sampling_points(metadata, query.bbox)
     if not points:
         raise FetchError(f"{metadata}: expected sampling points inside bbox {query.bbox}; found none")
     logger.info("eea: %d sampling points in the box, %s data", len(points), dataset)
@@ -71,18 +69,6 @@ def _dataset(query: Query, now: datetime) -> str:
     if query.end <= VERIFIED_FROM:
         return "historical"
     return "verified" if query.end <= verified_to else "recent"
-
-
-def unpacked(archive: Path) -> Path:
-    """Lay the CSV of the metadata zip beside it, as the reader wants it."""
-    target = archive.with_name(METADATA_CSV)
-    with zipfile.ZipFile(archive) as opened, replacing(target) as part:
-        names = [name for name in opened.namelist() if name.lower().endswith(".csv")]
-        if len(names) != 1:
-            raise FetchError(f"{archive}: expected one CSV; found {len(names)}")
-        with opened.open(names[0]) as source, part.open("wb") as copy:
-            shutil.copyfileobj(source, copy)
-    return target
 
 
 def sampling_points(metadata: Path, bbox: BBox) -> dict[str, str]:

@@ -16,7 +16,8 @@ AIRNOW_PRODUCTS = ("HourlyData", "HourlyAQObs")
 SITES = "monitoring_site_locations.dat"
 CNEMC = "https://quotsoft.net"
 PRSA = "https://archive.ics.uci.edu"
-PRSA_NAME = "beijing+multi+site+air+quality+data.zip"
+PRSA_PATH = "/static/public/501/beijing+multi+site+air+quality+data.zip"
+PRSA_NAME = "PRSA2017_Data_20130301-20170228.zip"
 PRSA_FIRST, PRSA_LAST = date(2013, 3, 1), date(2017, 2, 28)
 
 #: From the UTC start of an hour to CNEMC's label: Beijing time, end of the hour.
@@ -60,10 +61,11 @@ def _cnemc(query: Query, _web: Web, _get: Get) -> Iterator[Wanted]:
 
 
 def _prsa(query: Query, _web: Web, _get: Get) -> Iterator[Wanted]:
-    """One zip of the whole record; https://archive.ics.uci.edu/dataset/501."""
+    """One zip of the whole record, in a zip with CSVs that are none; https://archive.ics.uci.edu/dataset/501."""
     if query.start.date() > PRSA_LAST or query.end.date() < PRSA_FIRST:
         raise ConfigError(f"prsa: expected hours of {PRSA_FIRST} to {PRSA_LAST}; found {query.start} to {query.end}")
-    yield Wanted(f"{(query.base_url or PRSA).rstrip('/')}/static/public/501/{PRSA_NAME}", PRSA_NAME, PRSA_LAST)
+    address = f"{(query.base_url or PRSA).rstrip('/')}{PRSA_PATH}"
+    yield Wanted(address, PRSA_NAME, PRSA_LAST, inner=r"(.*/)?PRSA\w*_Data_[\d-]+\.zip")
 
 
 NETWORKS = {
@@ -71,5 +73,7 @@ NETWORKS = {
     "cnemc": Network(_cnemc, frozenset(), "a file holds all of China; the station list is not in the archive"),
     "eea": Network(eea.plan, frozenset({"bbox", "dataset", "api_url"})),
     "openaq": Network(openaq.plan, frozenset({"bbox", "locations", "api_url"})),
-    "prsa": Network(_prsa, frozenset(), "the file holds all twelve stations in Beijing"),
+    "prsa": Network(
+        _prsa, frozenset(), "the file holds all twelve stations in Beijing; a station list is not in the archive"
+    ),
 }

@@ -65,6 +65,7 @@ class Wanted:
     older : addresses to try in turn where the archive does not have `url`.
     listed : False where a listing shows that the archive does not have it.
     data : whether it holds observations (or else, where the stations are).
+    inner : where `url` is a zip around the file, a regular expression that the file's name in it has to match.
     """
 
     url: str
@@ -74,6 +75,7 @@ class Wanted:
     older: tuple[str, ...] = ()
     listed: bool = True
     data: bool = True
+    inner: str = ""
 
 
 #: Fetches a file that a plan needs to read, and tells where it is.

@@ -170,7 +170,7 @@ def test_wide_file_round_trip(grid, kind, tmp_path_factory):
             "20191210,9,PM2.5,1,2\n20191210,24,PM2.5,1,2\n",
             "line 3, column 'hour': expected an hour in 0..23; found '24'",
         ),
-        ("20191210,9,PM2.5_24h,1,2\n", "column 'type': expected PM2.5, PM10, .*; found PM2.5_24h"),
+        ("20191210,9,PM2.5_24h,1,2\n", "column 'type': expected PM2.5, PM10, .*; found 'PM2.5_24h'"),
     ],
 )
 def test_broken_wide_files(tmp_path, body, message):
@@ -312,8 +312,8 @@ class TestPaths:
         ]
 
     def test_unknown_source(self, tmp_path):
-        with pytest.raises(ConfigError, match="expected one of cnemc, table; found 'airnow'"):
-            read(tmp_path, source="airnow")
+        with pytest.raises(ConfigError, match=r"expected one of airnow, .*, timeseries; found 'nowhere'"):
+            read(tmp_path, source="nowhere")
 
     def test_declared_conventions(self):
         assert (sources.CONVENTIONS["cnemc"].zone, sources.CONVENTIONS["cnemc"].label) == (8, "end")
@@ -379,7 +379,10 @@ class TestTable:
         ("text", "message"),
         [
             ("2019-12-10T03:30,a,1,2,3\n", "line 2, column 'time': expected the start of an hour"),
-            ("yesterday,a,1,2,3\n", "line 2, column 'time': expected an ISO 8601 time; found 'yesterday'"),
+            (
+                "yesterday,a,1,2,3\n",
+                "line 2, column 'time': expected an ISO 8601 time with its hour; found 'yesterday'",
+            ),
             ("2019-12-10T03,a,1,2,3\n\n2019-12-10T03,b,1,95,3\n", "line 4, column 'lat': expected degrees"),
             ("2019-12-10T03,,1,2,3\n", "line 2, column 'station': expected a station identifier"),
             ("2019-12-10T03,a,1,2,low\n", "line 2, column 'pm2p5': expected a number; found 'low'"),
@@ -443,3 +446,104 @@ class TestPoints:
 def test_line_numbers_count_blank_and_broken_lines():
     file = CsvFile("f", b"a,b\n\n1,2\n3\n4,5\n")
     assert [file.line_at(row) for row in (0, 1)] == [3, 5]
+
+
+def wide_error(tmp_path: Path, body: str | bytes) -> str:
+    """The error that reading a wide file raises."""
+    path = wide(tmp_path, "")
+    path.write_bytes(HEADER.encode() + (body.encode() if isinstance(body, str) else body))
+    with pytest.raises(InputError) as error:
+        read(path)
+    return str(error.value)
+
+
+class TestDamage:
+    """Found by `benchmarks.fuzz`; each would have been a wrong hour, a wrong value, a traceback or a broken message."""
+
+    @pytest.mark.parametrize("date", ["2019121", "2019120", "16001210", "99991210", "0x1341A9A"])
+    def test_a_date_that_lost_a_digit_is_no_other_date(self, tmp_path, date):
+        # pandas takes 2019121 for 2019-12-01, and years beyond nanoseconds wrap around
+        assert "line 3, column 'date': expected a" in wide_error(tmp_path, f"20191210,9,PM2.5,1,2\n{date},9,PM10,1,2\n")
+
+    def test_an_hour_in_hexadecimal_is_none(self, tmp_path):
+        assert "column 'hour': expected a whole number; found '0x10'" in wide_error(
+            tmp_path, "20191210,0x10,PM2.5,1,2\n"
+        )
+
+    @pytest.mark.parametrize("text", ["inf", "-Infinity", "1e39", "1e400", "9" * 100_000])
+    def test_no_value_is_infinite(self, tmp_path, text):
+        error = wide_error(tmp_path, f"20191210,9,PM2.5,1,{text}\n")
+        assert "line 2, column '1002A': expected a number" in error
+        assert len(error) < 400
+
+    @pytest.mark.parametrize("text", ["\uff11\uff12", "1_000", "\u00a05", "0x1A", "5*"])
+    def test_what_python_takes_for_a_number_and_arrow_does_not_is_named(self, tmp_path, text):
+        assert "line 2, column '1001A': expected a number" in wide_error(tmp_path, f"20191210,9,PM2.5,{text},2\n")
+
+    def test_a_long_broken_number_is_refused_at_once(self, tmp_path):
+        # A pattern that backtracks would take minutes over this.
+        assert "expected a number" in wide_error(tmp_path, f"20191210,9,PM2.5,{'9' * 100_000}x,2\n")
+
+    def test_an_error_is_one_line_of_printable_text(self, tmp_path):
+        error = wide_error(tmp_path, '20191210,9,PM2.5,"1\n2\x1b[31m\u202e",2\n')
+        assert error.isprintable()
+        assert r"found '1\n2\x1b[31m\u202e'" in error
+
+    def test_a_broken_row_that_is_not_utf8_prints_no_traceback(self, tmp_path, recwarn):
+        # pytest makes an error of what pyarrow could only have printed
+        error = wide_error(tmp_path, b"20191210,9,PM2.5,1,2\n20191210,10,PM2.5,\xff\n")
+        assert "line 3: expected 5 columns; found 4" in error
+
+    def test_a_broken_row_is_named_by_its_own_line(self, tmp_path):
+        # \x0c and \x85 end a line for str.splitlines, not in a file
+        assert "line 3: expected 5 columns; found 1" in wide_error(tmp_path, "20191210,9,\x0c\x85,1,2\nx\n")
+
+    @pytest.mark.parametrize(
+        "label", ["2026-02-27T050", "2026-02-27T500", "2026-2-27T0500", "2026-02-27T0530", "1600-02-27T0500"]
+    )
+    def test_an_api_label_has_all_its_digits(self, tmp_path, label):
+        path = tmp_path / "2026-02-27T05.csv"
+        path.write_text(f"timepoint,stationcode,longitude,latitude,pm2_5\n{label},2568A,102,31,5\n")
+        with pytest.raises(InputError, match="line 2, column 'timepoint': expected YYYY-MM-DDThh00"):
+            read(path, np.datetime64("2026-02-26"), np.datetime64("2026-02-28"))
+
+    def test_of_an_api_station_and_hour_twice_the_last_row_counts(self, tmp_path, caplog):
+        path = tmp_path / "2026-02-27T05.csv"
+        rows = "2026-02-27T0500,2568A,102,31,5\n2026-02-27T0500,1001A,116,39,6\n2026-02-27T0500,2568A,102,31,7\n"
+        path.write_text(f"timepoint,stationcode,longitude,latitude,pm2_5\n{rows}")
+        with caplog.at_level(logging.WARNING, "aqnet"):
+            table = read(path, np.datetime64("2026-02-26"), np.datetime64("2026-02-28"))
+        assert sorted(zip(table["station"], table["pm2p5"], table["line_pm2p5"], strict=True)) == [
+            ("cnemc:1001A", 6, 3),
+            ("cnemc:2568A", 7, 4),
+        ]
+        assert "1 rows give a station and hour that a later row gives again" in caplog.text
+
+    @pytest.mark.parametrize(
+        "time",
+        [
+            "2019-12-10",
+            "2019",
+            "20191210",
+            "2019-12-10T3:00",
+            "now",
+            "today",
+            "9999-12-31T23:00",
+            "1600-01-01T00:00",
+            "-2019-12-10T03",
+        ],
+    )
+    def test_a_table_time_has_its_hour(self, tmp_path, time):
+        # pandas takes a date for midnight, and `now` for the moment of the read
+        (tmp_path / "t.csv").write_text(f"{TABLE}{time},a,1,2,3\n")
+        with pytest.raises(InputError, match="line 2, column 'time': expected an ISO 8601 time with its hour"):
+            sources.read_table(tmp_path / "t.csv")
+
+    @pytest.mark.parametrize("value", [1e39, np.inf])
+    def test_a_parquet_number_that_float32_does_not_hold(self, tmp_path, value):
+        time = np.datetime64("2019-12-10T00:00")
+        pd.DataFrame({"time": [time], "station": "a", "lon": 1.0, "lat": 1.0, "pm2p5": [value]}).to_parquet(
+            tmp_path / "t.parquet"
+        )
+        with pytest.raises(InputError, match=r"row 1, column 'pm2p5': expected a number up to 3\.4e"):
+            sources.read_table(tmp_path / "t.parquet")

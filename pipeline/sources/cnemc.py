@@ -7,6 +7,7 @@ maximum of 8-hour ozone (``O3_8h_24h``): it starts anew at label 01, the first h
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,9 +20,11 @@ from numpy.typing import NDArray
 from pipeline.contract import POLLUTANTS, line_column
 from pipeline.errors import InputError
 from pipeline.sources.archive import RawFile
-from pipeline.sources.csvfile import CsvFile, Truncated
+from pipeline.sources.csvfile import CsvFile, Truncated, matrix, shown
 from pipeline.sources.sites import SiteList, site_list
 from pipeline.sources.source import CONVENTIONS, Source
+
+log = logging.getLogger("aqnet")
 
 #: From an hour's label to its UTC start: 8 h of zone and 1 h because the label is the end.
 CONVENTION = CONVENTIONS["cnemc"]
@@ -29,6 +32,10 @@ CONVENTION = CONVENTIONS["cnemc"]
 #: `type` of the wide files -> pollutant; running means (``_24h``, ``_8h``) and AQI are not observations.
 TYPES = {"PM2.5": "pm2p5", "PM10": "pm10", "SO2": "so2", "NO2": "no2", "O3": "o3", "CO": "co"}
 API_COLUMNS = {"pm2_5": "pm2p5", "pm10": "pm10", "so2": "so2", "no2": "no2", "o3": "o3", "co": "co"}
+
+#: Dates and labels there can be, each of a whole number of digits.
+_DATES = 19700101, 21991231
+_LABEL = r"(?:19[7-9]|20[0-9]|21[0-9])[0-9]-[0-9]{2}-[0-9]{2}T[0-9]{2}00"
 
 _DAY_FILE = re.compile(r"china_sites_(\d{4})(\d{2})(\d{2})\.csv", re.IGNORECASE)
 _HOUR_FILE = re.compile(r"(\d{4})-(\d{2})-(\d{2})T(\d{2})\.csv", re.IGNORECASE)
@@ -70,7 +77,7 @@ def _layout(file: CsvFile) -> _Layout:
         return _read_api
     raise InputError(
         f"{file.where}: expected a header date,hour,type,<codes> or timepoint,stationcode,longitude,latitude,...,pm2_5;"
-        f" found {','.join(header[:5])}"
+        f" found {shown(','.join(header[:5]))}"
     )
 
 
@@ -113,13 +120,12 @@ def _wide_values(
     )
     wanted = kind.notna().to_numpy()
     if len(wanted) and not wanted.any():
-        raise InputError(f"{file.where}, column 'type': expected {', '.join(TYPES)}; found {table['type'][0]}")
+        raise InputError(f"{file.where}, column 'type': expected {', '.join(TYPES)}; found '{shown(table['type'][0])}'")
     hours, row_hour = np.unique(starts[wanted], return_inverse=True)
     values = np.full((len(hours), len(codes), len(POLLUTANTS)), np.nan, dtype="float32")
-    matrix = np.column_stack([table[code].to_numpy() for code in codes])[wanted]
     lines = np.zeros((len(hours), len(POLLUTANTS)), dtype="int32")
     at = row_hour, kind[wanted].to_numpy("int64")
-    values[at[0], :, at[1]] = matrix
+    values[at[0], :, at[1]] = matrix(table.select(codes))[wanted]
     lines[at] = file.lines(table.num_rows)[wanted]
     return values, lines, hours
 
@@ -128,7 +134,8 @@ def _wide_starts(file: CsvFile, table: pa.Table) -> NDArray[np.datetime64]:
     """UTC starts (row,) of a wide table's hours."""
     date, hour = (table[name].to_pandas() for name in ("date", "hour"))
     day = pd.to_datetime(date.astype("Int64").astype("string"), format="%Y%m%d", errors="coerce")
-    _refuse(file, "date", day.isna(), "a date as YYYYMMDD", date)
+    # A date that lost a digit reads as another one: pandas takes 2019121 for the first of December.
+    _refuse(file, "date", day.isna() | ~date.between(*_DATES), "a date as YYYYMMDD", date)
     _refuse(file, "hour", ~hour.between(0, 23), "an hour in 0..23", hour)
     return day.to_numpy("datetime64[ns]") + hour.to_numpy("timedelta64[h]") - CONVENTION.to_start
 
@@ -136,8 +143,10 @@ def _wide_starts(file: CsvFile, table: pa.Table) -> NDArray[np.datetime64]:
 def _read_api(file: CsvFile, _sites: SiteList | None, truncated: Truncated) -> pd.DataFrame:
     keys = {"timepoint": pa.string(), "stationcode": pa.string(), "longitude": pa.float64(), "latitude": pa.float64()}
     frame = file.read(keys | dict.fromkeys(API_COLUMNS, pa.float32()), truncated).to_pandas()
-    label = pd.to_datetime(frame["timepoint"], format="%Y-%m-%dT%H%M", errors="coerce")
-    _refuse(file, "timepoint", label.isna() | (label.dt.minute != 0), "YYYY-MM-DDThh00", frame["timepoint"])
+    texts = frame["timepoint"]
+    label = pd.to_datetime(texts, format="%Y-%m-%dT%H%M", errors="coerce")
+    strict = texts.str.fullmatch(_LABEL).fillna(False).astype(bool)  # pandas takes T050 for 05:00, too
+    _refuse(file, "timepoint", label.isna() | ~strict, "YYYY-MM-DDThh00", texts)
     values = frame.reindex(columns=list(API_COLUMNS)).rename(columns=API_COLUMNS)[list(POLLUTANTS)].to_numpy("float32")
     reports = np.isfinite(values).any(axis=1)
     _refuse(file, "stationcode", frame["stationcode"].isna() & reports, "a station code", frame["stationcode"])
@@ -152,13 +161,23 @@ def _read_api(file: CsvFile, _sites: SiteList | None, truncated: Truncated) -> p
         "lat": frame["latitude"].to_numpy()[reports],
     }
     lines = np.broadcast_to(file.lines(len(frame))[:, None], values.shape)
-    return _with_values(table, values[reports], lines[reports])
+    return _last_of_each(_with_values(table, values[reports], lines[reports]), file.where)
+
+
+def _last_of_each(table: pd.DataFrame, where: str) -> pd.DataFrame:
+    """One row a station and hour, the last; a warning where there were more."""
+    again = table.duplicated(["time", "station"], keep="last").to_numpy()
+    if again.any():
+        log.warning(
+            "%s: %d rows give a station and hour that a later row gives again; the last counts", where, again.sum()
+        )
+    return table[~again].reset_index(drop=True)
 
 
 def _refuse(file: CsvFile, column: str, bad: pd.Series, expected: str, values: pd.Series) -> None:
     for row in np.flatnonzero(bad)[:1]:
         where = f"{file.where}, line {file.line_at(row)}, column '{column}'"
-        raise InputError(f"{where}: expected {expected}; found '{values[row]}'")
+        raise InputError(f"{where}: expected {expected}; found '{shown(values[row])}'")
 
 
 def _station_names(at_station: NDArray[np.intp], codes: list[str]) -> pd.Series:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import logging
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -23,6 +24,20 @@ log = logging.getLogger("aqnet")
 MISSING = ("", "NA", "N/A", "NaN", "nan", "NULL", "null", "/")
 
 Truncated = Literal["error", "keep"]
+
+#: What Arrow takes for a number: ASCII digits, blanks around them. ``int`` and ``float`` take more, such as ``1_000``.
+_WHOLE = re.compile(r"[ \t]*-?0*[0-9]{1,20}[ \t]*")
+_DECIMAL = re.compile(r"[ \t]*[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?[ \t]*")
+
+#: The longest piece of a file that an error quotes.
+_SHOWN = 60
+
+
+def shown(text: object) -> str:
+    """A piece of a file as an error may quote it: on one line, without control characters, not too long."""
+    whole = str(text)
+    printable = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in whole[:_SHOWN])
+    return "".join(printable) + ("..." if len(whole) > _SHOWN else "")
 
 
 @dataclass(frozen=True)
@@ -63,12 +78,17 @@ class CsvFile:
         InputError
             Where the text cannot be cut into cells, naming the line.
         """
+        columns = len(self.header())
+        yield from ((line, cells) for line, cells in self._cells() if len(cells) == columns)
+
+    def _cells(self) -> Iterator[tuple[int, list[str]]]:
+        """Line number and cells of each row under the header, blank lines excepted."""
         text = io.StringIO(self.data.decode("utf-8-sig", errors="replace"), newline="")
-        rows, columns = csv.reader(text, delimiter=self.delimiter), len(self.header())
+        rows = csv.reader(text, delimiter=self.delimiter)
         try:
             if self.names is None:
                 next(rows, None)
-            yield from ((rows.line_num, cells) for cells in rows if len(cells) == columns)
+            yield from ((rows.line_num, cells) for cells in rows if cells)
         except csv.Error as error:
             raise InputError(f"{self.where}, line {rows.line_num}: expected CSV cells; found {error}") from error
 
@@ -115,50 +135,51 @@ class CsvFile:
                 pa.BufferReader(body or b"\n"),
                 # One thread: only then does Arrow say which row is broken, and in which order.
                 read_options=pacsv.ReadOptions(column_names=unique, use_threads=False, block_size=1 << 26),
-                parse_options=pacsv.ParseOptions(delimiter=self.delimiter, invalid_row_handler=_skip_into(broken)),
+                parse_options=pacsv.ParseOptions(
+                    delimiter=self.delimiter,
+                    # Arrow hands broken rows over as text, and prints a traceback where one is not UTF-8.
+                    invalid_row_handler=_skip_into(broken) if _is_utf8(body) else None,
+                ),
                 convert_options=_conversion({name: types[name] for name in unique if name in types}, missing),
             )
         except pa.ArrowInvalid as error:
-            raise self._blame(types, broken, error, missing) from error
+            raise self._blame(types, error, missing) from error
         self._report(broken, truncated)
+        if _holds_infinity(table) or (re.search(rb"0[xX]", body) and any(map(pa.types.is_integer, table.schema.types))):
+            self._refuse_cells(types, missing)
         return table
 
     def _report(self, broken: list[pacsv.InvalidRow], truncated: Truncated) -> None:
         if not broken:
             return
-        row = broken[0]
-        line = self._line_of_row(row)
-        found = f"{self.where}, line {line}: expected {row.expected_columns} columns; found {row.actual_columns}"
+        found = self._broken_row() or f"{self.where}: expected whole CSV rows; found {shown(broken[0].text)}"
         if truncated == "error":
             raise InputError(f"{found}; set truncated = 'keep' to use the whole rows")
         log.warning("%s; left out this and %d other broken rows", found, len(broken) - 1)
 
-    def _line_of_row(self, row: pacsv.InvalidRow) -> int:
-        lines = self.data.decode("utf-8-sig", errors="replace").splitlines()
-        first = 0 if self.names is not None else 1
-        found = (n for n, text in enumerate(lines[first:], start=first + 1) if text == row.text)
-        return next(found, (row.number or 0) + first)
+    def _broken_row(self) -> str | None:
+        """What is wrong with the first row that does not have as many cells as the header."""
+        columns = len(self.header())
+        for line, cells in self._cells():
+            if len(cells) != columns:
+                return f"{self.where}, line {line}: expected {columns} columns; found {len(cells)}"
+        return None
 
-    def _blame(
-        self,
-        types: Mapping[str, pa.DataType],
-        broken: list[pacsv.InvalidRow],
-        error: Exception,
-        missing: Sequence[str],
-    ) -> InputError:
+    def _blame(self, types: Mapping[str, pa.DataType], error: Exception, missing: Sequence[str]) -> InputError:
         """Return the error that names the first cell which is not of its declared type."""
+        self._refuse_cells(types, missing)
+        reason = self._broken_row() or f"{self.where}: expected CSV rows; found {shown(str(error).splitlines()[0])}"
+        return InputError(reason)
+
+    def _refuse_cells(self, types: Mapping[str, pa.DataType], missing: Sequence[str]) -> None:
+        """Raise for the first cell that is not of its declared type, a number beyond its range among them."""
         names = self.header()
+        checks = [(i, types[name]) for i, name in enumerate(names) if name in types and name not in names[:i]]
         for line, cells in self.rows():
-            for column, text in zip(names, cells, strict=True):
-                if column in types and text not in missing and not _reads_as(text, types[column]):
-                    expected = "a whole number" if pa.types.is_integer(types[column]) else "a number"
-                    return InputError(
-                        f"{self.where}, line {line}, column '{column}': expected {expected}; found '{text}'"
-                    )
-        reason = str(error).splitlines()[0]
-        return InputError(
-            f"{self.where}: expected CSV rows under the header; found {reason} ({len(broken)} broken rows)"
-        )
+            for i, kind in checks:
+                if cells[i] not in missing and (expected := _not_of(cells[i], kind)):
+                    where = f"{self.where}, line {line}, column '{shown(names[i])}'"
+                    raise InputError(f"{where}: expected {expected}; found '{shown(cells[i])}'")
 
 
 def _conversion(types: Mapping[str, pa.DataType], missing: Sequence[str]) -> pacsv.ConvertOptions:
@@ -175,11 +196,40 @@ def _skip_into(broken: list[pacsv.InvalidRow]) -> Callable[[pacsv.InvalidRow], s
     return skip
 
 
-def _reads_as(text: str, kind: pa.DataType) -> bool:
-    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
-        return True
+def _is_utf8(data: bytes) -> bool:
+    """Whether all of it is; nothing is copied."""
+    size = pa.array([0, len(data)], pa.int64()).buffers()[1]
     try:
-        int(text) if pa.types.is_integer(kind) else float(text)
-    except ValueError:
+        pa.LargeStringArray.from_buffers(1, size, pa.py_buffer(data)).validate(full=True)
+    except pa.ArrowInvalid:
         return False
     return True
+
+
+def matrix(table: pa.Table) -> NDArray[np.floating]:
+    """The columns of a table, floating point all, as one array of shape (rows, columns); NaN for null."""
+    if not table.num_rows or not table.num_columns:
+        return np.empty((table.num_rows, table.num_columns), dtype="float32")
+    return table.combine_chunks().to_batches()[0].to_tensor(null_to_nan=True, row_major=False).to_numpy()
+
+
+def _holds_infinity(table: pa.Table) -> bool:
+    floating = [name for name, kind in zip(table.column_names, table.schema.types, strict=True) if _floating(kind)]
+    return bool(np.isinf(matrix(table.select(floating))).any())
+
+
+def _floating(kind: pa.DataType) -> bool:
+    return pa.types.is_floating(kind)
+
+
+def _not_of(text: str, kind: pa.DataType) -> str | None:
+    """What a cell of type `kind` should be, where `text` is not it; None where it is."""
+    if pa.types.is_integer(kind):
+        low, high = -(2 ** (kind.bit_width - 1)), 2 ** (kind.bit_width - 1)
+        return None if _WHOLE.fullmatch(text) and low <= int(text) < high else "a whole number"
+    if _floating(kind):
+        if not _DECIMAL.fullmatch(text):
+            return "a number"
+        high = float(np.finfo(kind.to_pandas_dtype()).max)
+        return None if abs(float(text)) <= high else f"a number up to {high:.3g}"
+    return "UTF-8 text" if "\ufffd" in text else None

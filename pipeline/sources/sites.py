@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pipeline.errors import InputError
-from pipeline.sources.csvfile import CsvFile
+from pipeline.sources.csvfile import CsvFile, shown
 
 log = logging.getLogger("aqnet")
 
@@ -90,4 +90,4 @@ def site_list(file: CsvFile, frame: pd.DataFrame, code: str = "code") -> SiteLis
 
 
 def _some(codes: list[str]) -> str:
-    return ", ".join(codes[:5]) + (", ..." if len(codes) > 5 else "")
+    return ", ".join(map(shown, codes[:5])) + (", ..." if len(codes) > 5 else "")

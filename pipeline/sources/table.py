@@ -14,12 +14,19 @@ from numpy.typing import NDArray
 from pipeline.contract import POLLUTANTS, TABLE_REQUIRED, line_column
 from pipeline.errors import InputError
 from pipeline.sources.archive import Member, RawFile, contents
-from pipeline.sources.csvfile import CsvFile, Truncated
+from pipeline.sources.csvfile import CsvFile, Truncated, shown
 from pipeline.sources.sites import SiteList
 from pipeline.sources.source import CONVENTIONS, Source
 
 _NUMBERS = ("lon", "lat", "elevation", *POLLUTANTS)
 _BATCH_ROWS = 1_000_000
+
+#: Times as text: date, hour, and what more there is of minutes, seconds and offset; and years that nanoseconds hold.
+_TIME = (
+    r"[0-9]{4}-?[0-9]{2}-?[0-9]{2}[T ][0-9]{2}(?::?[0-9]{2}(?::?[0-9]{2}(?:\.[0-9]{1,9})?)?)?"
+    r" ?(?:Z|[+-][0-9]{2}(?::?[0-9]{2})?)?"
+)
+_YEARS = range(1900, 2262)
 
 
 def parse(raw: RawFile, _sites: SiteList | None, truncated: Truncated) -> Iterator[pd.DataFrame]:
@@ -82,16 +89,26 @@ def _parse(raw: RawFile, truncated: Truncated) -> Iterator[pd.DataFrame]:
 
 def _read_parquet(raw: RawFile) -> Iterator[pd.DataFrame]:
     try:
-        file = pq.ParquetFile(pa.BufferReader(raw.data))
-    except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"{raw.where}: expected a Parquet file; found {str(error).splitlines()[0]}") from error
-    with file:
-        columns = _require(raw.where, file.schema_arrow.names)
-        done = 0
-        for batch in file.iter_batches(_BATCH_ROWS, columns=columns):
-            rows = np.arange(done + 1, done + 1 + batch.num_rows, dtype="int32")
-            yield _checked(batch.to_pandas(), rows, _row_of(raw.where, done))
-            done += batch.num_rows
+        with pq.ParquetFile(pa.BufferReader(raw.data)) as file:
+            columns = _columns(raw.where, file.schema_arrow)
+            done = 0
+            for batch in file.iter_batches(_BATCH_ROWS, columns=columns):
+                rows = np.arange(done + 1, done + 1 + batch.num_rows, dtype="int32")
+                yield _checked(batch.to_pandas(ignore_metadata=True), rows, _row_of(raw.where, done))
+                done += batch.num_rows
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{raw.where}: expected a Parquet file; found {shown(error)}") from error
+
+
+def _columns(where: str, schema: pa.Schema) -> list[str]:
+    """The columns of a Parquet file to read, after making sure that each is there once and of a type that can be it."""
+    columns = _require(where, schema.names)
+    for name in columns:
+        expected, fits = _TYPES.get(name, ("numbers", _is_number))
+        found = [str(field.type) for field in schema if field.name == name]
+        if len(found) > 1 or not fits(schema.field(name).type):
+            raise InputError(f"{where}, column '{name}': expected {expected}; found {shown(' and '.join(found))}")
+    return columns
 
 
 def _read_csv(file: CsvFile, truncated: Truncated) -> pd.DataFrame:
@@ -116,11 +133,11 @@ def _row_of(where: str, first: int) -> _Place:
 def _checked(frame: pd.DataFrame, lines: NDArray[np.int32], place: _Place) -> pd.DataFrame:
     """The frame as a StationTable: times in UTC, numbers as numbers, every row with a station, place and hour."""
     time = _utc(frame["time"])
-    _refuse(frame["time"], time.isna(), "an ISO 8601 time", place)
+    _refuse(frame["time"], time.isna(), "an ISO 8601 time with its hour", place)
     _refuse(frame["time"], time != time.dt.floor("h"), "the start of an hour", place)
     for name in frame.columns.intersection(list(_NUMBERS)):
-        if not pd.api.types.is_numeric_dtype(frame[name]):
-            raise InputError(f"{place(0)}, column '{name}': expected numbers; found {frame[name].dtype}")
+        limit = np.finfo("float32").max
+        _refuse(frame[name], frame[name].abs() > limit, f"a number up to {limit:.3g}", place)
     _check_places(frame, place)
     types = {name: "float32" if name in POLLUTANTS else "float64" for name in _NUMBERS if name in frame}
     found = {line_column(name): np.where(frame[name].isna(), 0, lines) for name in POLLUTANTS if name in frame}
@@ -134,15 +151,35 @@ def _check_places(frame: pd.DataFrame, place: _Place) -> None:
 
 
 def _utc(time: pd.Series) -> pd.Series:
-    """Naive datetime64 in UTC, NaT where it cannot be read."""
+    """Naive datetime64 in UTC, NaT where it cannot be read, has no hour (a daily file's) or is in no such year."""
     if not pd.api.types.is_datetime64_any_dtype(time):
-        time = time.astype("str")
-    return pd.to_datetime(time, utc=True, format="ISO8601", errors="coerce").dt.tz_localize(None).dt.as_unit("ns")
+        # pandas takes more for ISO 8601: a year, a date, an hour of one digit, ``now``.
+        time = time.astype("str").where(time.astype("str").str.fullmatch(_TIME))
+    utc = pd.to_datetime(time, utc=True, format="ISO8601", errors="coerce").dt.tz_localize(None)
+    return utc.where(utc.dt.year.isin(_YEARS)).dt.as_unit("ns")
 
 
 def _refuse(column: pd.Series, bad: pd.Series, expected: str, place: _Place) -> None:
     for row in np.flatnonzero(bad)[:1]:
-        raise InputError(f"{place(row)}, column '{column.name}': expected {expected}; found '{column.iloc[row]}'")
+        raise InputError(
+            f"{place(row)}, column '{column.name}': expected {expected}; found '{shown(column.iloc[row])}'"
+        )
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    return text or (pa.types.is_dictionary(kind) and _is_text(kind.value_type))
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_null(kind)
+
+
+#: What a column of a Parquet file must hold, and whether an Arrow type does.
+_TYPES: dict[str, tuple[str, Callable[[pa.DataType], bool]]] = {
+    "time": ("times or text", lambda kind: pa.types.is_timestamp(kind) or _is_text(kind)),
+    "station": ("text or whole numbers", lambda kind: pa.types.is_integer(kind) or _is_text(kind)),
+}
 
 
 def _require(where: str, found: list[str], needed: tuple[str, ...] = TABLE_REQUIRED) -> list[str]:

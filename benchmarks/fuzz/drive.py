@@ -1,0 +1,139 @@
+"""Runs of many inputs in a child process that a parent watches: a crash or hang of C++ costs one input, not the run."""
+
+from __future__ import annotations
+
+import multiprocessing
+import resource
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from multiprocessing.sharedctypes import Synchronized
+
+from benchmarks.fuzz.attempt import SECONDS, attempt, make, prepare
+
+#: Inputs between two reports of the child, the address space it may have, and what one input may add to its peak.
+BATCH, ADDRESS_SPACE, BOMB = 500, 12 << 30, 512 << 20
+
+#: Seconds without a new input after which the child is taken for hung in C++.
+SILENCE = 6 * SECONDS
+
+
+@dataclass
+class Tally:
+    """What came of a run of inputs."""
+
+    inputs: int = 0
+    seconds: float = 0.0
+    outcomes: Counter[str] = field(default_factory=Counter)
+    shapes: Counter[str] = field(default_factory=Counter)
+    findings: Counter[str] = field(default_factory=Counter)
+    first: dict[str, list[tuple[int, str]]] = field(default_factory=dict)
+    worst: float = 0.0
+    worst_at: int = -1
+    peak: int = 0
+
+    def add(self, other: Tally) -> None:
+        """Add the tally of more inputs."""
+        self.inputs += other.inputs
+        self.seconds += other.seconds
+        self.outcomes += other.outcomes
+        self.shapes += other.shapes
+        self.findings += other.findings
+        for kind, found in other.first.items():
+            self.first[kind] = (self.first.get(kind, []) + found)[:3]
+        if other.worst > self.worst:
+            self.worst, self.worst_at = other.worst, other.worst_at
+        self.peak = max(self.peak, other.peak)
+
+    def note(self, kind: str, index: int, what: str) -> None:
+        """Note a finding."""
+        self.findings[kind] += 1
+        if len(self.first.setdefault(kind, [])) < 3:
+            self.first[kind].append((index, what))
+
+
+def tally(name: str, seed: int, indices: range | list[int], at: Synchronized[int] | None = None) -> Tally:
+    """Make, read and judge the inputs of these indices in this process."""
+    found, start = Tally(), time.process_time()
+    for index in indices:
+        if at is not None:
+            at.value = index
+        before = peak_bytes()
+        outcome = attempt(name, make(name, seed, index))
+        found.inputs += 1
+        found.outcomes[outcome.kind] += 1
+        if outcome.shape:
+            found.shapes[outcome.shape] += 1
+        for kind, what in {finding.kind: finding.what for finding in reversed(outcome.findings)}.items():
+            found.note(kind, index, what)
+        if (more := peak_bytes() - before) > BOMB:
+            found.note("memory", index, f"{more >> 20} MiB more")
+        if outcome.seconds > found.worst:
+            found.worst, found.worst_at = outcome.seconds, index
+    found.seconds, found.peak = time.process_time() - start, peak_bytes()
+    return found
+
+
+def peak_bytes() -> int:
+    """Peak resident memory of this process."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+
+
+def watched(name: str, seed: int, inputs: int) -> Tally:
+    """Tally `inputs` inputs of a layout, in children that are started anew after a crash."""
+    total = Tally()
+    left = list(range(inputs))
+    while left:
+        for part in _child(name, seed, left):
+            total.add(part)
+            left = left[part.inputs :]
+        if left:
+            index, what = _LAST.pop()
+            total.inputs += 1
+            total.outcomes["crash"] += 1
+            total.note("crash", index, what)
+            left.remove(index)
+    return total
+
+
+#: Where and how the last child died.
+_LAST: list[tuple[int, str]] = []
+
+
+def _child(name: str, seed: int, indices: list[int]) -> Iterator[Tally]:
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe(duplex=False)
+    at = context.Value("q", indices[0], lock=False)
+    child = context.Process(target=_work, args=(name, seed, indices, there, at), daemon=False)
+    child.start()
+    there.close()
+    last, since, done = -1, time.monotonic(), False
+    try:
+        while not done:
+            if here.poll(1.0):
+                part = here.recv()
+                done = part is None
+                if part is not None:
+                    yield part
+            elif at.value != last:
+                last, since = at.value, time.monotonic()
+            elif time.monotonic() - since > SILENCE + 60 * (last == -1):
+                child.kill()
+                _LAST.append((at.value, f"no answer in {SILENCE:g} s, killed"))
+                break
+    except EOFError:
+        child.join()
+        _LAST.append((at.value, f"the process died with exit code {child.exitcode}"))
+    finally:
+        child.join()
+        here.close()
+
+
+def _work(name: str, seed: int, indices: list[int], there: Connection, at: Synchronized[int]) -> None:
+    prepare()
+    resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE, ADDRESS_SPACE))
+    for first in range(0, len(indices), BATCH):
+        there.send(tally(name, seed, indices[first : first + BATCH], at))
+    there.send(None)

@@ -31,7 +31,10 @@ from tests.servers import Archive
 NOW = datetime(2026, 11, 25, 12, tzinfo=UTC)
 
 HOURLY = "07/24/25|{hour:02}:00|000030113|JOHNSTON BUILDING|-4|PM2.5|UG/M3|4.2|Canada-Nova Scotia1\n"
-SITE = "000030113|PM2.5|0113|JOHNSTON BUILDING|Active|NS1|Canada-Nova Scotia1|CA|44.647175|-63.573689|29.000|-4.00|CA|||||00|CC|003|NOVA SCOTIA||\n"
+SITE = (
+    "000030113|PM2.5|0113|JOHNSTON BUILDING|Active|NS1|Canada-Nova Scotia1|CA|44.647175|-63.573689|29.000|-4.00|CA|||||"
+    "00|CC|003|NOVA SCOTIA||\n"
+)
 OPENAQ = (
     "location_id,sensors_id,location,datetime,lat,lon,parameter,units,value\n"
     "7727,22558,Tung Chung-7727,{day}T01:00:00+08:00,22.2889,113.9436,pm25,µg/m³,{value}\n"
@@ -228,7 +231,7 @@ def test_a_fetched_airnow_folder_is_read(airnow: Archive, tmp_path: Path) -> Non
     period = hours("2025-07-24"), hours("2025-07-24T04")
     found = pd.concat(sources.read("airnow", tmp_path, None, *period, bbox=(-64, 44, -63, 45)))
     assert found["time"].dt.hour.tolist() == [0, 1, 3]
-    assert found["pm2p5"].round(1).tolist() == [4.2] * 3
+    assert found["pm2p5"].tolist() == pytest.approx([4.2] * 3)
 
 
 # ---- failures of a run ----
@@ -376,9 +379,20 @@ METADATA = (
 )
 
 
-def parquet(value: float) -> bytes:
-    file = io.BytesIO()
-    columns = {"Samplingpoint": ["MT/SPO-MT00003_06001_100"], "Value": [value], "Validity": [1], "Verification": [1]}
+def parquet(country: str, point: str, value: float) -> bytes:
+    """A day of hours of PM2.5 as the service has them, in UTC+1."""
+    start, file, count = pd.date_range("2010-01-01", periods=24, freq="h"), io.BytesIO(), 24
+    columns = {
+        "Samplingpoint": [f"{country}/{point}"] * count,
+        "Pollutant": pa.array([6001] * count, pa.int32()),
+        "Start": pa.array(start, pa.timestamp("ns")),
+        "End": pa.array(start + pd.Timedelta(hours=1), pa.timestamp("ns")),
+        "Value": pa.array([value] * count, pa.float64()).cast(pa.decimal128(38, 18)),
+        "Unit": ["ug.m-3"] * count,
+        "AggType": ["hour"] * count,
+        "Validity": pa.array([1] * count, pa.int32()),
+        "Verification": pa.array([1] * count, pa.int32()),
+    }
     pq.write_table(pa.table(columns), file)
     return file.getvalue()
 
@@ -398,7 +412,8 @@ def serve_europe(archive: Archive, metadata: bytes, points: dict[str, tuple[str,
     archive.files["/App/AQViewer/download"] = file.getvalue()
     for number, container in containers.items():
         for country, names in points.items():
-            archive.files |= {f"/{container}/{country}/{name}.parquet": parquet(number) for name in names}
+            files = {name: parquet(country, name, number) for name in names}
+            archive.files |= {f"/{container}/{country}/{name}.parquet": data for name, data in files.items()}
 
     def addresses(request: servers.Request) -> bytes:
         asked = json.loads(request.body)
@@ -489,6 +504,11 @@ def test_eea_with_the_genuine_list_and_metadata(archive: Archive, shared_data: P
     assert kept < set(names)
     assert {name.split("_")[1] for name in kept} == {"00001", "00005", "00007", "00008", "00010", "06001"}
     as_noted(tmp_path)
+    for name in kept - {name for name in kept if "_06001_" in name}:
+        (tmp_path / name).unlink()  # what the files above hold is PM2.5, so that the others' names are wrong
+    read = pd.concat(sources.read("eea", tmp_path, None, hours("2009-12-31T23"), hours("2010-01-01T02"), bbox=None))
+    assert read["time"].drop_duplicates().tolist() == list(pd.date_range("2009-12-31T23", periods=3, freq="h"))
+    assert (read["pm2p5"] == 3).all()
 
 
 # ---- OpenAQ ----

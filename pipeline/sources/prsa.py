@@ -54,6 +54,7 @@ def parse(raw: RawFile, sites: SiteList | None, truncated: Truncated) -> Iterato
     """Yield the StationTable of one station's file; see `pipeline.sources.source.Source`."""
     file = CsvFile(raw.where, raw.data)
     require(file, (*TIME, *COLUMNS, "station"), "hourly PRSA data")
+    _require_once(file, (*TIME, *COLUMNS, "station"))
     if sites is None:
         raise InputError(f"{file.where}: expected a station list, because the file has no coordinates; found none")
     # Text first: SO2 has cells of one blank, which are missing and which no number parser takes.
@@ -141,6 +142,13 @@ def _numbers(file: CsvFile, table: pa.Table, column: str, expected: str) -> NDAr
         refuse(file, table, column, (values.isna() & cells.to_pandas().notna()).to_numpy(), expected)
         raise
     return numbers.to_numpy()
+
+
+def _require_once(file: CsvFile, names: tuple[str, ...]) -> None:
+    header = file.header()
+    for name in names:
+        if (times := header.count(name)) > 1:
+            raise InputError(f"{file.where}, line 1: expected the column '{name}' once; found it {times} times")
 
 
 def span(name: str) -> Span | None:

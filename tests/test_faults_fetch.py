@@ -1,13 +1,18 @@
 """Kills: `aqnet fetch` is stopped with SIGKILL at seeded moments; nothing half is seen, and the next run completes.
 
-`make test` kills twice, in a first fetch and while corrections come in; with `AQNET_TEST_ALL_FAULTS=1` fifty times.
+Beside that, a fetch is ended before single steps of it on the disk.
+
+`make test` kills twice, in a first fetch and while corrections come in, and ends at one step in three; with
+`AQNET_TEST_ALL_FAULTS=1` it kills fifty times and ends at every step.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -16,7 +21,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from pipeline.fetch import read_manifest
+from pipeline.fetch import Limits, Query, fetch, read_manifest
+from pipeline.fetch.web import Web
 from tests import servers
 from tests.servers import MODIFIED, Archive
 
@@ -120,3 +126,60 @@ def test_a_killed_fetch_leaves_nothing_half_and_the_next_one_completes(tmp_path:
     resumed = sum(request.code == 206 for request in archive.seen)
     print(f"{kills} kills, {resumed} downloads resumed, {ended} runs ended before their kill")
     assert kills == ROUNDS * KILLS
+
+
+# ---- every step ----
+
+#: What a fetch does to the disk, beside writing to files that no one sees.
+STEPS = ("replace", "fsync", "unlink")
+STRIDE = 1 if os.environ.get("AQNET_TEST_ALL_FAULTS") else 3
+
+
+def ended_at(step: int, asked: Query, out: Path) -> bool:
+    """Fetch in a process that ends, cleaning nothing up, before its `step`-th step; False if it had fewer steps."""
+    pid = os.fork()
+    if pid == 0:
+        count = itertools.count(1)
+
+        def counted(real: Any) -> Any:
+            return lambda *args, **more: os._exit(9) if next(count) == step else real(*args, **more)
+
+        for name in STEPS:
+            setattr(os, name, counted(getattr(os, name)))
+        try:
+            quickly(asked, out)
+            os._exit(0)
+        finally:
+            os._exit(1)
+    _, status = os.waitpid(pid, 0)
+    code = os.waitstatus_to_exitcode(status)
+    assert code in (0, 9)
+    return code == 9
+
+
+def quickly(asked: Query, out: Path) -> None:
+    fetch(asked, out, web=Web(Limits(rate=1e9), sleep=lambda _: None))
+
+
+def test_a_fetch_may_end_before_any_of_its_steps(tmp_path: Path) -> None:
+    hour = datetime(DAY.year, DAY.month, DAY.day, tzinfo=UTC)
+    versions, before = [version(0), version(1)], tmp_path / "before"
+    before.mkdir()
+    with servers.serving(Archive()) as archive:
+        asked = Query("airnow", hour, hour + timedelta(hours=1), base_url=archive.url)
+        for number, files in enumerate(versions):  # a first fetch, then a correction
+            archive.files, archive.modified = files, dict.fromkeys(files, MODIFIED + 60 * number)
+            whole = tmp_path / f"undisturbed{number}"
+            quickly(asked, whole)
+            for step in itertools.count(1, STRIDE):
+                out = tmp_path / f"{number}-{step}"
+                shutil.copytree(before, out)
+                if not ended_at(step, asked, out):
+                    break
+                check_nothing_half(out, versions[: number + 1])
+                quickly(asked, out)
+                assert visible(out) == visible(whole)
+                assert noted(out) == noted(whole)
+                assert sorted(path.name for path in out.iterdir()) == sorted(path.name for path in whole.iterdir())
+            assert step > 15
+            before = whole

@@ -28,6 +28,12 @@ HEADER = "date,hour,type,1001A,1002A\n"
 PERIOD = np.datetime64("2019-01-01"), np.datetime64("2020-12-31")
 
 
+@pytest.fixture(autouse=True)
+def _no_power_cuts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spare the hundreds of stores made here the wait for the disk; tests/test_faults_store.py keeps it."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+
+
 def day_file(folder: Path, day: str, body: str, published: str = "2020-01-01", name: str | None = None) -> Path:
     """Write one CNEMC day file with a publication time, in a folder of its own with a station list."""
     folder.mkdir(parents=True, exist_ok=True)

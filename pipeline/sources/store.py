@@ -16,7 +16,7 @@ from pipeline.sources.archive import Member, RawFile
 from pipeline.sources.csvfile import Truncated
 from pipeline.sources.sites import SiteList
 from pipeline.sources.source import CONVENTIONS, Source, Span
-from pipeline.store import layout
+from pipeline.store import layout, ledger
 
 _MONTH = re.compile(r"-(\d{4}-\d{2})-[0-9a-f]{16}\.parquet")
 _COLUMNS = ["time", "station", "lon", "lat", "elevation", *POLLUTANTS]
@@ -49,4 +49,16 @@ def parse(raw: RawFile, _sites: SiteList | None, _truncated: Truncated) -> Itera
         done += len(frame)
 
 
-SOURCE = Source(conventions=(CONVENTIONS["store"],), parse=parse, suffixes=(".parquet",), span=span, members=members)
+def state(path: Path) -> dict[str, str]:
+    """Ingest and digest of the store, so that the ledger can tell what came later."""
+    return ledger.state(layout.require(path))
+
+
+SOURCE = Source(
+    conventions=(CONVENTIONS["store"],),
+    parse=parse,
+    suffixes=(".parquet",),
+    span=span,
+    members=members,
+    state=state,
+)

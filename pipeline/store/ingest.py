@@ -75,7 +75,7 @@ class File:
     @property
     def months(self) -> list[str]:
         """Calendar months (UTC) that the file has values of."""
-        if pd.isna(self.first):
+        if not self.values:
             return []
         edges = np.datetime64(self.first, "M"), np.datetime64(self.last, "M") + 1
         return [str(month) for month in np.arange(*edges)]

@@ -169,10 +169,9 @@ def read_partition(store: Path, partition: Partition | None) -> tuple[Rows, Rows
 
 
 def _empty(file: tuple[int, ...]) -> Rows:
-    none = np.zeros(0, dtype="int64")
     wide = (0, len(POLLUTANTS))
-    files = np.zeros(file, dtype="int64")
-    return Rows([], [], none, none, files, np.zeros((0, 3)), np.zeros(wide, "float32"), np.zeros(wide, "int32"))
+    hour, station, files = np.zeros(0, "int64"), np.zeros(0, "int32"), np.zeros(file, "int32")
+    return Rows([], [], hour, station, files, np.zeros((0, 3)), np.zeros(wide, "float32"), np.zeros(wide, "int32"))
 
 
 EMPTY, EMPTY_OBSERVED = _empty((0,)), _empty((0, len(POLLUTANTS)))
@@ -203,9 +202,8 @@ def _nan_to_null(name: str, column: object) -> object:
     return pa.array(column, from_pandas=True) if name in (*POLLUTANTS, "elevation") else column
 
 
-def _dictionary(codes: NDArray[np.int64], names: list[str]) -> pa.DictionaryArray:
-    used = np.unique(codes)
-    used = used[used >= 0]
+def _dictionary(codes: NDArray[np.int32], names: list[str]) -> pa.DictionaryArray:
+    used = np.flatnonzero(np.bincount(codes + 1, minlength=len(names) + 1)[1:])
     number = np.zeros(len(names) + 1, dtype="int32")
     number[used] = np.arange(len(used))
     indices = pa.array(number[codes], mask=codes < 0)
@@ -226,18 +224,18 @@ def _rows(table: pa.Table) -> Rows:
         files,
         table["time"].cast(pa.timestamp("s", tz="UTC")).cast(pa.int64()).to_numpy() // 3600,
         station,
-        file.astype("int64"),
+        file.astype("int32"),
         np.column_stack([table[name].to_numpy() for name in PLACE]),
         np.column_stack([table[name].to_numpy() for name in POLLUTANTS]),
         np.column_stack([table[line_column(name)].to_numpy() for name in POLLUTANTS]),
     )
 
 
-def _codes(column: pa.ChunkedArray) -> tuple[list[str], NDArray[np.int64]]:
+def _codes(column: pa.ChunkedArray) -> tuple[list[str], NDArray[np.int32]]:
     """Names and codes of a column of strings; -1 for null."""
     encoded = column.combine_chunks().dictionary_encode() if not pa.types.is_dictionary(column.type) else column
     whole = encoded.unify_dictionaries().combine_chunks() if isinstance(encoded, pa.ChunkedArray) else encoded
-    return whole.dictionary.to_pylist(), whole.indices.fill_null(-1).to_numpy().astype("int64")
+    return whole.dictionary.to_pylist(), whole.indices.fill_null(-1).to_numpy().astype("int32")
 
 
 # ---- files ----

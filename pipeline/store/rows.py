@@ -22,8 +22,8 @@ class Rows:
     ----------
     stations, files : names that `station` and `file` point into, sorted; a file is named by its SHA-256.
     hour : hours since 1970-01-01 UTC, int64 (N,); start of the averaging hour.
-    station : int64 (N,).
-    file : int64 (N,) where every value of a row comes from one file; (N, P), -1 where missing, where not.
+    station : int32 (N,).
+    file : int32 (N,) where every value of a row comes from one file; (N, P), -1 where missing, where not.
     place : lon, lat in WGS84 degrees and elevation in m, float64 (N, 3); NaN elevation where not known.
     values : float32 (N, P), NaN for missing, units of `pipeline.contract.UNITS`.
     lines : line of the file, int32 (N, P), 0 for missing.
@@ -32,8 +32,8 @@ class Rows:
     stations: list[str]
     files: list[str]
     hour: NDArray[np.int64]
-    station: NDArray[np.int64]
-    file: NDArray[np.int64]
+    station: NDArray[np.int32]
+    file: NDArray[np.int32]
     place: NDArray[np.float64]
     values: NDArray[np.float32]
     lines: NDArray[np.int32]
@@ -48,8 +48,15 @@ class Rows:
 
     def take(self, at: NDArray[np.intp] | NDArray[np.bool_]) -> Rows:
         """Rows at the positions or where the mask is true."""
-        arrays = self.hour, self.station, self.file, self.place, self.values, self.lines
-        return Rows(self.stations, self.files, *(array[at] for array in arrays))
+        return replace(
+            self,
+            hour=self.hour[at],
+            station=self.station[at],
+            file=self.file[at],
+            place=self.place[at],
+            values=self.values[at],
+            lines=self.lines[at],
+        )
 
 
 def from_table(table: pd.DataFrame, file: str) -> Rows:
@@ -62,8 +69,8 @@ def from_table(table: pd.DataFrame, file: str) -> Rows:
         stations=[str(name) for name in names],
         files=[file],
         hour=table["time"].to_numpy("M8[h]").astype("int64"),
-        station=codes.astype("int64"),
-        file=np.zeros(len(table), dtype="int64"),
+        station=codes.astype("int32"),
+        file=np.zeros(len(table), dtype="int32"),
         place=table.reindex(columns=list(PLACE)).to_numpy("float64"),
         values=values,
         lines=np.where(np.isnan(values), 0, lines.to_numpy("int32")).astype("int32"),
@@ -132,7 +139,6 @@ def merge(rows: Rows, precedence: NDArray[np.int64]) -> tuple[Rows, Rows]:
 
 def _ordered(rows: Rows) -> Rows:
     """Rows by hour, station, then file and line: in an order that does not depend on the one they come in."""
-    rows = rows.take(np.argsort(rows.key, kind="stable"))
     if (np.diff(rows.key) > 0).all():
         return rows
     return rows.take(np.lexsort((rows.lines.max(axis=1, initial=0), rows.file, rows.key)))
@@ -140,7 +146,7 @@ def _ordered(rows: Rows) -> Rows:
 
 def _by_value(rows: Rows) -> Rows:
     """The same rows with `file` (N, P)."""
-    return replace(rows, file=np.where(np.isnan(rows.values), -1, rows.file[:, None]))
+    return replace(rows, file=np.where(np.isnan(rows.values), np.int32(-1), rows.file[:, None]))
 
 
 def of_one_file(observed: Rows, contested: Rows) -> Rows:
@@ -158,14 +164,14 @@ def _settle(rows: Rows, precedence: NDArray[np.int64]) -> Rows:
     row, pollutant = row[order], pollutant[order]  # of values for one cell the last written stays: the one that counts
     shape = len(key), rows.values.shape[1]
     values, lines = np.full(shape, np.nan, dtype="float32"), np.zeros(shape, dtype="int32")
-    file, place = np.full(shape, -1, dtype="int64"), np.full((len(key), len(PLACE)), np.nan)
+    file, place = np.full(shape, -1, dtype="int32"), np.full((len(key), len(PLACE)), np.nan)
     cell = at[row], pollutant
     values[cell], lines[cell] = rows.values[row, pollutant], rows.lines[row, pollutant]
     file[cell], place[at[row]] = rows.file[row], rows.place[row]
     hour, station = np.divmod(key, max(len(rows.stations), 1))
-    return replace(rows, hour=hour, station=station, file=file, place=place, values=values, lines=lines)
+    return replace(rows, hour=hour, station=station.astype("int32"), file=file, place=place, values=values, lines=lines)
 
 
-def _renumbered(codes: NDArray[np.int64], names: list[str], numbers: dict[str, int]) -> NDArray[np.int64]:
+def _renumbered(codes: NDArray[np.int32], names: list[str], numbers: dict[str, int]) -> NDArray[np.int32]:
     """Codes into `names` as codes of `numbers`; -1 stays -1."""
-    return np.array([*(numbers[name] for name in names), -1], dtype="int64")[codes]
+    return np.array([*(numbers[name] for name in names), -1], dtype="int32")[codes]

@@ -222,6 +222,7 @@ class TestHours:
             ({}, [0, 3, 6, 9], "found one of 3 hours a time"),
             ({}, [0, np.nan, 2, 3], "'t': expected a time for every value; found a missing one"),
             ({}, [0, 1, 1, 3], "station 'net:a': expected each hour once; found 1970-01-01T01"),
+            ({}, [0, 1, 2, 5e6], "'t': expected times in 1950..2199; found 2540-05-25T08:00:00"),
             ({}, [0, 1, 2, 1e300], "variable 't': expected a readable NetCDF file"),
         ],
     )

@@ -22,6 +22,7 @@ from pipeline.errors import InputError
 from pipeline.sources import isolated
 from pipeline.sources.archive import RawFile
 from pipeline.sources.csvfile import Truncated
+from pipeline.sources.longform import YEARS
 from pipeline.sources.sites import SiteList
 from pipeline.sources.source import CONVENTIONS, Source
 from pipeline.sources.units import factor
@@ -379,6 +380,9 @@ def _check_times(cube: _Cube, name: str, times: NDArray[np.datetime64]) -> None:
         raise cube.error(name, "a time for every value", "a missing one")
     for found in times[times != times.astype("M8[h]")][:1]:
         raise cube.error(name, "starts of hours", found)
+    years = times.astype("M8[Y]").astype("int64") + 1970
+    for found in times[(years < YEARS[0]) | (years > YEARS[-1])][:1]:
+        raise cube.error(name, f"times in {YEARS[0]}..{YEARS[-1]}", found)
     hours = np.unique(times.astype("M8[h]")).astype("int64")
     step = int(np.gcd.reduce(np.diff(hours))) if len(hours) > 2 else 1
     if step > 1 and cube.text(name, "bounds") is None:

@@ -132,7 +132,8 @@ class _Cube:
         values = self.values(name)
         if values.dtype.kind not in "iuf":
             raise self.error(name, "numbers", values.dtype)
-        return values.astype("float64")
+        with np.errstate(invalid="ignore"):  # a signalling NaN, of damaged bytes
+            return values.astype("float64")
 
     def whole(self, name: str, low: int, high: int) -> NDArray[np.int64]:
         """Values as whole numbers in [low, high]."""
@@ -332,7 +333,9 @@ def _concentration(cube: _Cube, pollutant: str, name: str, layout: _Layout) -> N
     scale = factor(pollutant, known, CONVENTION.celsius)
     if scale is None:
         raise cube.error(name, f"a unit of concentration of {pollutant}", f"units {units!r}")
-    with np.errstate(over="ignore"):  # what is no float32 is no concentration: it becomes inf and is left out
+    with np.errstate(
+        over="ignore", invalid="ignore"
+    ):  # what is no float32 is no concentration: it becomes inf and is left out
         return (_flat(cube, name, cube.numbers(name), layout) * scale).astype("float32")
 
 

@@ -290,3 +290,9 @@ def test_many_damaged_files_end_in_input_errors(sites):
             rows.append(len(parse(bytes(data), sites)))
     assert max(rows) <= 50
     assert len(rows) < 300
+
+
+def test_verified_files_come_before_up_to_date_ones():
+    names = ["a.zip!Airbase/MT/SPO-a.parquet", "a.zip!E2a/SPO-a.parquet", "a.zip!E1a/SPO-a.parquet"]
+    assert sorted(names, key=eea.SOURCE.rank) == names
+    assert eea.SOURCE.rank("SPO-a.parquet") == 0

@@ -51,6 +51,9 @@ VALIDITY: Mapping[int, tuple[str, ...]] = {
 #: Vocabulary aq/observationverification, and 0 as Airbase has it: code -> precedence where a file has an hour twice.
 VERIFICATION = {1: 3, 2: 2, 3: 1, 0: 0}
 
+#: Folder of the download service's zip -> precedence: verified (E1a), up to date (E2a), before 2013 (Airbase).
+RANKS = {"e1a": 2, "e2a": 1, "airbase": 0}
+
 #: Country and verification codes whose hours were found not to be in UTC+1 by others: said in the log, not corrected.
 DOUBTFUL = {
     ("IT", (2, 3)): "up-to-date values of Italy are reported to be in local civil time, so an hour late in summer",
@@ -284,10 +287,16 @@ def _values(rows: _Rows, pollutant: NDArray[np.int64]) -> NDArray[np.float64]:
     return np.where(missing, np.nan, values * scale)
 
 
+def rank(name: str) -> int:
+    """Precedence by the folder in which the download service puts a file; 0 where the name has none of its folders."""
+    return max((RANKS.get(part.lower(), 0) for part in re.split("[/!]", name)), default=0)
+
+
 SOURCE = Source(
     conventions=(CONVENTION,),
     parse=parse,
     suffixes=(".parquet",),
+    rank=rank,
     site_names=("DataExtract.csv", "DataExtract.zip", "DataExtract.csv.zip"),
     read_sites=read_sites,
     sites_needed=True,

@@ -114,8 +114,7 @@ def _hourly_data(file: CsvFile, sites: SiteList | None, truncated: Truncated, sp
     pollutant = np.where(rows, pollutant, -1)
     value = value * longform.factors(file, table, "reporting units", pollutant, DATA.celsius)
     time = longform.clock_times(file, table, "date", "time", "%m/%d/%y", rows) - DATA.to_start
-    codes, names = longform.coded(table, "AQSID")
-    longform.refuse(file, table, "AQSID", rows & (codes < 0), "a site's AQSID")
+    codes, names = longform.identifiers(file, table, "AQSID", rows, "a site's AQSID")
     rows &= _whole_hours(file, time) & longform.in_span(file, time, span)
     reports = np.bincount(codes[rows], minlength=len(names)) > 0
     places = sites.coordinates(names, reports, file.where)
@@ -156,8 +155,7 @@ def _aqobs(file: CsvFile, truncated: Truncated, span: Span | None) -> pd.DataFra
     pieces = [_obs_column(file, table, name, unit) for name, unit in units.items()]
     reports = np.logical_or.reduce([~np.isnan(value) for value in pieces])
     time = longform.clock_times(file, table, "ValidDate", "ValidTime", "%m/%d/%Y", reports) - OBS.to_start
-    codes, names = longform.coded(table, "AQSID")
-    longform.refuse(file, table, "AQSID", reports & (codes < 0), "a site's AQSID")
+    codes, names = longform.identifiers(file, table, "AQSID", reports, "a site's AQSID")
     lon = longform.degrees(file, table, "Longitude", 180, reports, blank=True)
     lat = longform.degrees(file, table, "Latitude", 90, reports, blank=True)
     placed = ~np.isnan(lon) & ~np.isnan(lat) & ((lon != 0) | (lat != 0))

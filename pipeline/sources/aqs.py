@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import cache
 
 import numpy as np
 import pandas as pd
@@ -133,10 +134,15 @@ def _places(file: CsvFile, table: pa.Table, rows: NDArray[np.bool_]) -> tuple[ND
     old = np.flatnonzero(rows & (datum == 2))
     if len(old):
         pairs, at = np.unique(np.column_stack([lon[old], lat[old]]), axis=0, return_inverse=True)
-        shifted = np.column_stack(Transformer.from_crs(4267, 4326, always_xy=True).transform(pairs[:, 0], pairs[:, 1]))
+        shifted = np.column_stack(_from_nad27().transform(pairs[:, 0], pairs[:, 1]))
         lon, lat = lon.copy(), lat.copy()
         lon[old], lat[old] = shifted[at.ravel()].T
     return lon, lat
+
+
+@cache
+def _from_nad27() -> Transformer:
+    return Transformer.from_crs("EPSG:4267", "EPSG:4326", always_xy=True)
 
 
 def _datum(text: str) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -34,6 +35,9 @@ YEARS = range(1950, 2200)
 COMPLETE, OVERHANG = 0.75, 0.1
 
 
+_IDENTIFIER = re.compile(r"[0-9A-Za-z._-]{1,32}")
+
+
 class Coded(NamedTuple):
     """A text column: `codes` (N,) are indices in `texts`, -1 where missing."""
 
@@ -61,6 +65,14 @@ def refuse(file: CsvFile, table: pa.Table, column: str, bad: NDArray[np.bool_], 
         found = table[column][int(row)].as_py() if column in table.column_names else None
         where = f"{file.where}, line {file.line_at(int(row))}, column '{column}'"
         raise InputError(f"{where}: expected {expected}; found '{shown(found)}'")
+
+
+def identifiers(file: CsvFile, table: pa.Table, column: str, rows: NDArray[np.bool_], what: str) -> Coded:
+    """Codes of a text column that holds identifiers: ASCII letters, digits and ``._-``; of `rows` (N,) none other."""
+    found = coded(table, column)
+    good = found.map(lambda text: _IDENTIFIER.fullmatch(text) is not None)
+    refuse(file, table, column, rows & (good != 1), f"{what}: letters and digits")
+    return found
 
 
 def shown(found: object) -> str:

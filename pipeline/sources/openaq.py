@@ -52,8 +52,7 @@ def _station_table(file: CsvFile, table: pa.Table, sensor: str, span: Span | Non
     rows = pollutant >= 0
     value *= longform.factors(file, table, "units", pollutant, CONVENTION.celsius)
     end = _times(file, table, rows)
-    places, names = longform.coded(table, "location_id")
-    longform.refuse(file, table, "location_id", rows & (places < 0), "an OpenAQ location id")
+    places, names = longform.identifiers(file, table, "location_id", rows, "an OpenAQ location id")
     lon = longform.degrees(file, table, "lon", 180, rows)
     lat = longform.degrees(file, table, "lat", 90, rows)
     sensors = table[sensor].fill_null(-1).to_numpy()

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -538,6 +540,42 @@ class TestDamage:
         (tmp_path / "t.csv").write_text(f"{TABLE}{time},a,1,2,3\n")
         with pytest.raises(InputError, match="line 2, column 'time': expected an ISO 8601 time with its hour"):
             sources.read_table(tmp_path / "t.csv")
+
+    def test_a_header_with_an_open_quote_is_damaged(self, tmp_path):
+        path = wide(tmp_path, "20191210,9,PM2.5,1,2\n", header='date,hour,type,1001A,"1002A\n')
+        with pytest.raises(InputError, match="line 1: expected a CSV header; found unexpected end of data"):
+            read(path)
+
+    @pytest.mark.parametrize("metadata", [b"", b"{", b'{"index_columns": ["time"], "columns": 3}'])
+    def test_what_pandas_writes_beside_a_table_does_not_matter(self, tmp_path, metadata):
+        time = pa.array([np.datetime64("2019-12-10T00:00")])
+        table = pa.table({"time": time, "station": ["a"], "lon": [1.0], "lat": [1], "pm2p5": [2.0], "co": pa.nulls(1)})
+        pq.write_table(table.replace_schema_metadata({"pandas": metadata}), tmp_path / "t.parquet")
+        assert sources.read_table(tmp_path / "t.parquet")["pm2p5"].tolist() == [2]
+
+    @pytest.mark.parametrize(
+        ("column", "cells", "found"),
+        [
+            ("pm2p5", pa.array([True]), "numbers; found bool"),
+            ("pm2p5", pa.array(["7"]), "numbers; found string"),
+            ("station", pa.array([b"a"]), "text or whole numbers; found binary"),
+            ("time", pa.array([1575946800]), "times or text; found int64"),
+            ("time", pa.array([18240], pa.date32()), "times or text; found date32"),
+        ],
+    )
+    def test_a_parquet_column_is_of_a_type_that_can_be_it(self, tmp_path, column, cells, found):
+        time = pa.array([np.datetime64("2019-12-10T00:00")])
+        columns = {"time": time, "station": ["a"], "lon": [1.0], "lat": [1.0], "pm2p5": [2.0]} | {column: cells}
+        pq.write_table(pa.table(columns), tmp_path / "t.parquet")
+        with pytest.raises(InputError, match=f"column '{column}': expected {found}"):
+            sources.read_table(tmp_path / "t.parquet")
+
+    def test_a_parquet_column_twice(self, tmp_path):
+        time = pa.array([np.datetime64("2019-12-10T00:00")])
+        table = pa.table({"time": time, "station": ["a"], "lon": [1.0], "lat": [1.0], "pm2p5": [2.0]})
+        pq.write_table(table.append_column("pm2p5", pa.array([3.0])), tmp_path / "t.parquet")
+        with pytest.raises(InputError, match="column 'pm2p5': expected numbers; found double and double"):
+            sources.read_table(tmp_path / "t.parquet")
 
     @pytest.mark.parametrize("value", [1e39, np.inf])
     def test_a_parquet_number_that_float32_does_not_hold(self, tmp_path, value):

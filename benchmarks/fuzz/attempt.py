@@ -12,14 +12,17 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from random import Random
 from types import FrameType
 
 import pandas as pd
 
-from benchmarks.fuzz.judge import Finding, judge_error, judge_tables
+from benchmarks.fuzz import mutate, parquet
+from benchmarks.fuzz.judge import Finding, judge_error, judge_means, judge_tables
 from benchmarks.fuzz.layouts import LAYOUTS, Layout, site_list, source
-from benchmarks.fuzz.mutate import mutated
+from benchmarks.fuzz.mutate import Text
+from benchmarks.fuzz.parquet import Parquet
 from benchmarks.fuzz.plain import Claim, by_name, lines_of
 from pipeline.errors import InputError
 from pipeline.sources.archive import RawFile
@@ -91,9 +94,16 @@ def alarm(seconds: float) -> Iterator[None]:
 def make(name: str, seed: int, index: int) -> bytes:
     """The input of a layout, seed and index; the same on every machine."""
     layout, rng = LAYOUTS[name], Random(f"{seed}/{name}/{index}")
-    others = [other.data for each in LAYOUTS.values() for other in each.seeds]
+    start = rng.choice(layout.seeds)
+    if isinstance(start, Parquet):
+        return parquet.mutated(start, rng)
     own = [text.data for text in layout.seeds]
-    return mutated(rng.choice(layout.seeds), own if rng.random() < 0.7 else others, rng)
+    return mutate.mutated(start, own if rng.random() < 0.7 else _texts(), rng)
+
+
+@cache
+def _texts() -> list[bytes]:
+    return [seed.data for each in LAYOUTS.values() for seed in each.seeds if isinstance(seed, Text)]
 
 
 def attempt(name: str, data: bytes, parse: Parse | None = None) -> Outcome:
@@ -127,7 +137,10 @@ def _attempt(name: str, data: bytes, parse: Parse | None) -> Outcome:
         return Outcome("traceback", time.perf_counter() - start, findings=[Finding("traceback", what)])
     seconds = time.perf_counter() - start
     warned = bool(RECORDS.texts or (sites is not None and sites.unknown))
-    found = judge_tables(tables, _claims(layout, data), warned, layout.twice)
+    if layout.means is not None:
+        found = judge_means(tables, _claims(layout, data), warned, layout.label, layout.means)
+    else:
+        found = judge_tables(tables, _claims(layout, data), warned, layout.twice)
     return Outcome("read" if not warned else "read in part", seconds, findings=found)
 
 
@@ -137,7 +150,10 @@ def _judge_error(error: InputError, layout: Layout) -> list[Finding]:
 
 
 def _claims(layout: Layout, data: bytes) -> dict[int, list[Claim]]:
-    header, lines = lines_of(data, layout.seeds[0].delimiter, layout.names)
+    first = layout.seeds[0]
+    if isinstance(first, Parquet):
+        return {line: list(layout.claims(row)) for line, row in enumerate(parquet.rows_of(data), start=1)}
+    header, lines = lines_of(data, first.delimiter, layout.names)
     return {line: _of_row(layout, header, cells) for line, cells in lines.items()}
 
 

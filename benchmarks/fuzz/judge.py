@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from itertools import pairwise
+from statistics import median
 from typing import NamedTuple
 
 import pandas as pd
@@ -75,8 +78,88 @@ def judge_tables(tables: Iterable[pd.DataFrame], claims: ByLine, warned: bool, t
     warned : whether the reader logged that it left something out; nothing counts as lost then.
     twice : whether a reader may give a station and hour twice (`table` leaves that to the cube).
     """
-    findings: list[Finding] = []
+    values, findings = _valued(tables)
+    findings += [found for value in values if (found := _untraced(value, claims))]
+    if not twice:
+        findings += _doubled(values)
+    return findings if warned else findings + _lost(values, claims)
+
+
+def judge_means(
+    tables: Iterable[pd.DataFrame],
+    samples: ByLine,
+    warned: bool,
+    label: str,
+    made_of: Callable[[tuple[float, ...]], float],
+) -> list[Finding]:
+    """Findings in tables of hourly means of the samples on each line.
+
+    A mean's line is one of its samples'; its value is `made_of` the means of all samples of that sensor in the hour, or
+    lies between theirs where the reader logged that it left some out.
+    """
+    values, findings = _valued(tables)
+    of_hour = _by_hour(samples, label)
+    for value in values:
+        here = of_hour[value.station, value.hour, value.pollutant].values()
+        findings += _not_mean(value, list(here), samples, warned, made_of)
+    kept = {(v.station, v.hour, v.pollutant) for v in values}
+    if not warned:
+        lost = (key for key, own in of_hour.items() if any(s.clean for _, s in own.values()) and key not in kept)
+        findings += [Finding("lost", f"hour {key}: {list(of_hour[key].values())[:2]}") for key in lost]
+    return findings + _doubled(values)
+
+
+#: (station, hour, pollutant) -> line and sample, by (sensor, time): of two of one time the later line counts.
+_OfHour = dict[tuple[str, int, str], dict[tuple[str, float], tuple[int, Claim]]]
+
+
+def _by_hour(samples: ByLine, label: str) -> _OfHour:
+    """Samples by the hour in which the middle of each lies; a sample is as long as they are apart, an hour at most."""
+    series: dict[tuple[str, str, str], dict[float, tuple[int, Claim]]] = defaultdict(dict)
+    for line in sorted(samples):
+        for sample in samples[line]:
+            if not any(map(math.isnan, sample.parts)):
+                series[sample.station, sample.pollutant, sample.sensor][sample.hour] = line, sample
+    of_hour: _OfHour = defaultdict(dict)
+    for (station, pollutant, sensor), own in series.items():
+        gaps = [later - earlier for earlier, later in pairwise(sorted(own))]
+        half = min(median(gaps) if gaps else 1.0, 1.0) / 2
+        for time, found in own.items():
+            middle = time - half if label == "end" else time + half
+            of_hour[station, math.floor(middle + 1e-9), pollutant][sensor, time] = found
+    return of_hour
+
+
+def _not_mean(
+    value: Value,
+    here: list[tuple[int, Claim]],
+    samples: ByLine,
+    warned: bool,
+    made_of: Callable[[tuple[float, ...]], float],
+) -> list[Finding]:
+    sensors = {sample.sensor for line, sample in here if line == value.line}
+    own = [sample.parts for _, sample in here if sample.sensor in sensors]
+    if not own:
+        there = [s for s in samples.get(value.line, []) if (s.station, s.pollutant) == (value.station, value.pollutant)]
+        return [Finding("wrong hour" if there else "wrong line", f"{value}; the line says {there}")]
+    mean = made_of(tuple(math.fsum(part) / len(own) for part in zip(*own, strict=True)))
+    if same(mean, value.value) or math.isclose(mean, value.value, abs_tol=1e-4):
+        return []
+    each = sorted(map(made_of, own))
+    if (
+        warned
+        and each[0] - 1e-4 - abs(each[0]) * TOLERANCE <= value.value <= each[-1] + 1e-4 + abs(each[-1]) * TOLERANCE
+    ):
+        return []
+    ratio = value.value / mean if mean else math.nan
+    odd = math.isinf(mean) or (ratio > 0 and abs(math.log10(ratio)) > 0.1)
+    return [Finding("wrong unit" if odd else "wrong value", f"{value}; the samples say {mean}: {own[:4]}")]
+
+
+def _valued(tables: Iterable[pd.DataFrame]) -> tuple[list[Value], list[Finding]]:
+    """Values of all tables, and those tables that are no StationTables."""
     values: list[Value] = []
+    findings: list[Finding] = []
     for table in tables:
         try:
             check_station_table(table)
@@ -84,10 +167,7 @@ def judge_tables(tables: Iterable[pd.DataFrame], claims: ByLine, warned: bool, t
             findings.append(Finding("no StationTable", str(error)))
             continue
         values += values_of(table)
-    findings += [found for value in values if (found := _untraced(value, claims))]
-    if not twice:
-        findings += _doubled(values)
-    return findings if warned else findings + _lost(values, claims)
+    return values, findings
 
 
 def same(one: float, other: float) -> bool:
@@ -104,7 +184,8 @@ def _untraced(value: Value, claims: ByLine) -> Finding | None:
         return Finding("wrong line", f"{value} is missing, but has a line")
     if any(c.hour == value.hour for c in of_kind):
         ratios = [value.value / c.value for c in of_kind if c.value]
-        kind = "wrong unit" if any(abs(math.log10(r)) > 0.1 for r in ratios if r > 0) else "wrong value"
+        odd = any(math.isinf(c.value) for c in of_kind) or any(abs(math.log10(r)) > 0.1 for r in ratios if r > 0)
+        kind = "wrong unit" if odd else "wrong value"
         return Finding(kind, f"{value}; the line says {of_kind}")
     if any(same(c.value, value.value) for c in of_kind):
         return Finding("wrong hour", f"{value}; the line says {of_kind}")

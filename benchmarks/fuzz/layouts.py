@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-from benchmarks.fuzz import meanings
+from benchmarks.fuzz import meanings, rows
 from benchmarks.fuzz.mutate import Text
+from benchmarks.fuzz.parquet import Parquet
 from benchmarks.fuzz.plain import Claims
 from pipeline import sources
 from pipeline.sources.sites import SiteList
@@ -28,60 +30,78 @@ class Layout:
     names : columns, where the layout has no header.
     sites : text of the site list, and its file name.
     twice : whether the reader may give a station and hour twice.
+    known : stations of the site list; None for all.
+    means, label : what hourly means are made of, and whether a sample's time is its ``begin`` or ``end``; None where
+        rows are hourly.
     """
 
     network: str
     file: str
-    seeds: tuple[Text, ...]
+    seeds: tuple[Text | Parquet, ...]
     claims: Claims
     names: tuple[str, ...] | None = None
     sites: tuple[str, str] | None = None
     twice: bool = False
     known: frozenset[str] | None = field(default=None)
+    means: Callable[[tuple[float, ...]], float] | None = None
+    label: str = "begin"
 
-
-_WIDE = b"""date,hour,type,1001A,1002A,1003A
-20191202,0,AQI,19,19,17
-20191202,0,PM2.5,2,2,7
-20191202,0,PM2.5_24h,14,7,13
-20191202,0,PM10,19,12,15
-20191202,0,SO2,2,1,4
-20191202,0,NO2,5,2,9
-20191202,0,O3,56,59,53
-20191202,0,O3_8h,53,66,58
-20191202,0,CO,0.2,0.2,0.3
-20191202,1,PM2.5,4,3,9
-20191202,1,PM10,11,11,10
-20191202,1,CO,0.2,,0.3
-"""
-
-_API = """timepoint,stationcode,longitude,latitude,area,positionname,primarypollutant,aqi,pm10,pm10_24h,pm2_5,\
-pm2_5_24h,o3,o3_24h,o3_8h,o3_8h_24h,no2,no2_24h,so2,so2_24h,co,co_24h
-2026-02-27T0500,2568A,102.2503,31.8896,阿坝藏族羌族自治州,马师校,,14,11,17,3,8,42,,,,3,5,5,5,0.3,0.3
-2026-02-27T0500,3994A,102.2174,31.9016,阿坝藏族羌族自治州,马尔康中学西区,,12,6,25,3,6,37,,,,4,5,6,6,0.3,0.4
-2026-02-27T0600,2568A,102.2503,31.8896,阿坝藏族羌族自治州,马师校,,14,12,17,4,8,/,,,,3,5,5,5,0.3,0.3
-""".encode()
-
-_TABLE = b"""time,station,lon,lat,elevation,pm2p5,pm10,o3,co
-2019-12-10T03:00,cnemc:1001A,116.3621,39.8784,44,171,196,,2.9
-2019-12-10T03:00:00Z,cnemc:1002A,116.2202,40.2915,112,118,NA,1,1.6
-2019-12-10T12:00:00+08:00,cnemc:1003A,116.417,39.929,46,192,201,3,2.5
-2019-12-10T04:00,cnemc:1001A,116.3621,39.8784,44,168.5,190,2,2.7
-"""
-
-_WIDE_SITES = "code,lon,lat\n1001A,116.3621,39.8784\n1002A,116.2202,40.2915\n1003A,116.417,39.929\n"
 
 LAYOUTS: dict[str, Layout] = {
     "cnemc-wide": Layout(
-        "cnemc", "china_sites_20191202.csv", (Text(_WIDE, ",", True, (0, 1), (2,), (3, 4, 5)),), meanings.cnemc_wide,
-        sites=("stations.csv", _WIDE_SITES), known=frozenset(("1001A", "1002A", "1003A")),
+        "cnemc", "china_sites_20191202.csv", (Text(rows.WIDE, ",", True, (0, 1), (2,), (3, 4, 5)),),
+        meanings.cnemc_wide,
+        sites=("stations.csv", rows.WIDE_SITES), known=frozenset(("1001A", "1002A", "1003A")),
     ),
     "cnemc-api": Layout(
-        "cnemc", "2026-02-27T05.csv", (Text(_API, ",", True, (0,), (), (2, 3, 8, 10, 12, 16, 18, 20)),),
+        "cnemc", "2026-02-27T05.csv", (Text(rows.API, ",", True, (0,), (), (2, 3, 8, 10, 12, 16, 18, 20)),),
         meanings.cnemc_api,
     ),
+    "airnow-data": Layout(
+        "airnow", "HourlyData_2025072409.dat", (Text(rows.AIRNOW, "|", False, (0, 1), (6,), (7,)),),
+        meanings.airnow_data,
+        names=("date", "time", "AQSID", "site", "zone", "parameter", "unit", "value", "agency"),
+        sites=("monitoring_site_locations.dat", rows.AIRNOW_SITES),
+        known=frozenset(("000020401", "000030113", "010030010")),
+    ),
+    "airnow-aqobs": Layout(
+        "airnow", "HourlyAQObs_2026092715.dat",
+        (Text(rows.AQOBS, ",", True, (10, 11), (23, 25, 27, 29, 31, 33), (4, 5, 22, 24, 26, 28, 30, 32), quoted=True),),
+        meanings.airnow_aqobs,
+    ),
+    "openaq": Layout(
+        "openaq", "location-7727-20221101.csv.gz",
+        (Text(rows.OPENAQ, ",", True, (3,), (7,), (4, 5, 8)), Text(rows.OPENAQ_FINE, ",", True, (3,), (7,), (4, 5, 8))),
+        meanings.openaq, means=meanings.itself, label="end",
+    ),
+    "prsa": Layout(
+        "prsa", "PRSA_Data_Dingling_20130301-20170228.csv",
+        (Text(rows.PRSA, ",", True, (1, 2, 3, 4), (), (5, 6, 7, 8, 9, 10)),), meanings.prsa,
+        sites=("stations.csv", rows.PRSA_SITES), known=frozenset(("Dingling", "Dongsi")),
+    ),
+    "aqs": Layout(
+        "aqs", "hourly_44201_2024.csv", (Text(rows.AQS, ",", True, (9, 10, 11, 12), (14,), (4, 5, 6, 13)),),
+        meanings.aqs,
+    ),
+    "purpleair": Layout(
+        "purpleair", "274866 2023-01-01 history.csv",
+        (Text(rows.PURPLE, ",", True, (0,), (), (2, 3, 4)), Text(rows.PURPLE_HOURLY, ",", True, (0,), (), (1, 2, 3))),
+        meanings.purpleair, sites=("sensors.csv", rows.PURPLE_SITES), known=frozenset(("274866", "7")),
+        means=meanings.barkjohn,
+    ),
     "table-csv": Layout(
-        "table", "t.csv", (Text(_TABLE, ",", True, (0,), (), (2, 3, 4, 5, 6, 7, 8)),), meanings.table, twice=True
+        "table", "t.csv", (Text(rows.TABLE, ",", True, (0,), (), (2, 3, 4, 5, 6, 7, 8)),), meanings.table, twice=True
+    ),
+    "table-parquet": Layout(
+        "table", "t.parquet",
+        (Parquet(rows.TABLE_ROWS, ("time",), ("station",), ("lon", "lat", "elevation", "pm2p5", "pm10", "co")),),
+        meanings.table_row, twice=True,
+    ),
+    "eea": Layout(
+        "eea", "SPO-MT00005_06001_100.parquet",
+        (Parquet(rows.EEA, ("Start", "End"), ("Unit", "AggType", "Samplingpoint"), ("Value",),
+                 ("Pollutant", "Validity", "Verification")),),
+        meanings.eea, sites=("DataExtract.csv", rows.EEA_SITES),
     ),
 }  # fmt: skip
 

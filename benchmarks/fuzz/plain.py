@@ -8,7 +8,7 @@ import math
 import re
 from collections.abc import Callable, Iterable
 from datetime import datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 #: Contract's unit of each pollutant as a multiple of 1 ug m-3, and molar masses, g mol-1 (CRC Handbook, rounded).
 TARGET = {"pm2p5": 1.0, "pm10": 1.0, "so2": 1.0, "no2": 1.0, "o3": 1.0, "co": 1000.0}
@@ -22,7 +22,7 @@ MASS |= dict.fromkeys(("ug/m3lc", "ug/m3(lc)", "micrograms/cubicmeter"), 1.0)
 MASS |= dict.fromkeys(("mg/m3", "mg/m³", "mgm-3", "mg.m-3", "mg/m^3"), 1e3)
 MASS |= {"g/m3": 1e6, "gm-3": 1e6, "kgm-3": 1e9, "kg/m3": 1e9, "ng/m3": 1e-3}
 RATIO = {"ppb": 1.0, "ppbv": 1.0, "ppm": 1e3, "ppmv": 1e3, "partsperbillion": 1.0, "partspermillion": 1e3}
-RATIO |= {"1e-9": 1.0, "1e-6": 1e3, "nmolmol-1": 1.0, "umolmol-1": 1e3}
+RATIO |= {"1e-9": 1.0, "1e-6": 1e3, "nmolmol-1": 1.0, "umolmol-1": 1e3, "molmol-1": 1e9}
 
 NUMBER = re.compile(r"-?\d{1,30}(\.\d{1,40})?([eE][+-]?\d{1,2})?")
 _ISO = re.compile(
@@ -34,18 +34,22 @@ _EPOCH = datetime(1970, 1, 1)
 class Claim(NamedTuple):
     """What one line says: a value (contract's unit) of a pollutant at a station in an hour (UTC, hours since 1970).
 
-    `clean` says that nothing about it is odd, so that a reader which drops it without a word has lost it.
+    `clean` says that nothing about it is odd, so that a reader which drops it without a word has lost it. A sample that
+    only counts within an hourly mean has its own time, to the fraction of an hour, its sensor, and the `parts` whose
+    means make the value.
     """
 
     station: str
-    hour: int
+    hour: float
     pollutant: str
     value: float
     clean: bool = True
+    sensor: str = ""
+    parts: tuple[float, ...] = ()
 
 
-#: Header and cells of one row -> what it claims.
-Claims = Callable[[dict[str, str]], Iterable[Claim]]
+#: Cells of one row by column -> what it claims.
+Claims = Callable[[dict[str, Any]], Iterable[Claim]]
 
 
 def lines_of(data: bytes, delimiter: str, names: tuple[str, ...] | None) -> tuple[list[str], dict[int, list[str]]]:

@@ -61,7 +61,8 @@ class CsvFile:
             return list(self.names)
         first = self.data.split(b"\n", 1)[0]
         try:
-            names = next(csv.reader([first.decode("utf-8-sig").rstrip("\r")], delimiter=self.delimiter), [])
+            text = first.decode("utf-8-sig").rstrip("\r")
+            names = next(csv.reader([text], delimiter=self.delimiter, strict=True), [])  # strict: no open quote
         except UnicodeDecodeError as error:
             raise InputError(f"{self.where}, line 1: expected a UTF-8 header; found bytes that are not") from error
         except csv.Error as error:

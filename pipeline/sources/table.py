@@ -93,10 +93,12 @@ def _read_parquet(raw: RawFile) -> Iterator[pd.DataFrame]:
             columns = _columns(raw.where, file.schema_arrow)
             done = 0
             for batch in file.iter_batches(_BATCH_ROWS, columns=columns):
+                batch.validate(full=True)
                 rows = np.arange(done + 1, done + 1 + batch.num_rows, dtype="int32")
-                yield _checked(batch.to_pandas(ignore_metadata=True), rows, _row_of(raw.where, done))
+                frame = batch.replace_schema_metadata(None).to_pandas()  # pandas' own metadata may be broken, too
+                yield _checked(frame, rows, _row_of(raw.where, done))
                 done += batch.num_rows
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise InputError(f"{raw.where}: expected a Parquet file; found {shown(error)}") from error
 
 
@@ -135,7 +137,9 @@ def _checked(frame: pd.DataFrame, lines: NDArray[np.int32], place: _Place) -> pd
     time = _utc(frame["time"])
     _refuse(frame["time"], time.isna(), "an ISO 8601 time with its hour", place)
     _refuse(frame["time"], time != time.dt.floor("h"), "the start of an hour", place)
-    for name in frame.columns.intersection(list(_NUMBERS)):
+    numbers = frame.columns.intersection(list(_NUMBERS))
+    frame = frame.astype(dict.fromkeys(numbers, "float64"))
+    for name in numbers:
         limit = np.finfo("float32").max
         _refuse(frame[name], frame[name].abs() > limit, f"a number up to {limit:.3g}", place)
     _check_places(frame, place)

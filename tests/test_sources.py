@@ -548,7 +548,7 @@ class TestDamage:
 
     @pytest.mark.parametrize("metadata", [b"", b"{", b'{"index_columns": ["time"], "columns": 3}'])
     def test_what_pandas_writes_beside_a_table_does_not_matter(self, tmp_path, metadata):
-        time = pa.array([np.datetime64("2019-12-10T00:00")])
+        time = pa.array([datetime(2019, 12, 10)])
         table = pa.table({"time": time, "station": ["a"], "lon": [1.0], "lat": [1], "pm2p5": [2.0], "co": pa.nulls(1)})
         pq.write_table(table.replace_schema_metadata({"pandas": metadata}), tmp_path / "t.parquet")
         assert sources.read_table(tmp_path / "t.parquet")["pm2p5"].tolist() == [2]
@@ -564,14 +564,14 @@ class TestDamage:
         ],
     )
     def test_a_parquet_column_is_of_a_type_that_can_be_it(self, tmp_path, column, cells, found):
-        time = pa.array([np.datetime64("2019-12-10T00:00")])
+        time = pa.array([datetime(2019, 12, 10)])
         columns = {"time": time, "station": ["a"], "lon": [1.0], "lat": [1.0], "pm2p5": [2.0]} | {column: cells}
         pq.write_table(pa.table(columns), tmp_path / "t.parquet")
         with pytest.raises(InputError, match=f"column '{column}': expected {found}"):
             sources.read_table(tmp_path / "t.parquet")
 
     def test_a_parquet_column_twice(self, tmp_path):
-        time = pa.array([np.datetime64("2019-12-10T00:00")])
+        time = pa.array([datetime(2019, 12, 10)])
         table = pa.table({"time": time, "station": ["a"], "lon": [1.0], "lat": [1.0], "pm2p5": [2.0]})
         pq.write_table(table.append_column("pm2p5", pa.array([3.0])), tmp_path / "t.parquet")
         with pytest.raises(InputError, match="column 'pm2p5': expected numbers; found double and double"):

@@ -148,7 +148,7 @@ EEA = pa.Table.from_pylist(
             "Validity": validity, "Verification": 1, "ResultTime": datetime(2020, 9, 30), "FkObservationLog": "a1",
         }
         for code, which, hour, value, unit, validity in (
-            (6001, 100, 0, "7.5", "ug.m-3", 1), (6001, 100, 1, "8.25", "ug.m-3", 2), 
+            (6001, 100, 0, "7.5", "ug.m-3", 1), (6001, 100, 1, "8.25", "ug.m-3", 2),
             (6001, 100, 2, "-999", "ug.m-3", -1), (6001, 101, 0, "9", "ug.m-3", 1), (10, 100, 0, "0.35", "mg.m-3", 1),
             (7, 100, 0, "88", "ug.m-3", 4),
         )

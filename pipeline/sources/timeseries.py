@@ -333,9 +333,8 @@ def _concentration(cube: _Cube, pollutant: str, name: str, layout: _Layout) -> N
     scale = factor(pollutant, known, CONVENTION.celsius)
     if scale is None:
         raise cube.error(name, f"a unit of concentration of {pollutant}", f"units {units!r}")
-    with np.errstate(
-        over="ignore", invalid="ignore"
-    ):  # what is no float32 is no concentration: it becomes inf and is left out
+    # What is no float32 is no concentration: it becomes infinite and is left out.
+    with np.errstate(over="ignore", invalid="ignore"):
         return (_flat(cube, name, cube.numbers(name), layout) * scale).astype("float32")
 
 

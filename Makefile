@@ -1,6 +1,6 @@
 # aqnet-reanalysis: `make run` is all a new machine needs (Python 3.11, make, git).
 .DEFAULT_GOAL := help
-.PHONY: help run test lint tools faults bench train evaluate clean
+.PHONY: help run test lint tools faults fuzz planted bench train evaluate clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -22,11 +22,20 @@ lint: $(VENV)/.installed-dev ## ruff, mypy, import-linter
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
 
-faults: $(VENV)/.installed-dev ## kill runs at every stage and look at what readers see
-	@AQNET_TEST_ALL_FAULTS=1 $(BIN)/python -m pytest -q tests/test_faults.py
+faults: $(VENV)/.installed-dev ## kill runs, ingests and fetches at every stage and look at what readers see
+	@AQNET_TEST_ALL_FAULTS=1 $(BIN)/python -m pytest -q tests/test_faults.py tests/test_faults_store.py \
+	    tests/test_faults_fetch.py
 
-bench: $(VENV)/.installed-dev ## measure the speed of the parts
+fuzz: $(VENV)/.installed-dev ## feed every reader 100,000 damaged inputs (ARGS="..." for benchmarks.fuzz)
+	@$(BIN)/python -m benchmarks.fuzz $(ARGS)
+
+planted: $(VENV)/.installed-dev ## plant 200 faults of each kind in a real week and see which are flagged
+	@$(BIN)/python -m benchmarks.planted $(ARGS)
+
+bench: $(VENV)/.installed-dev ## measure the speed of the parts; with the CNEMC year at hand, of its ingest too
 	@$(BIN)/python -m benchmarks $(ARGS)
+	@if [ -d ../shared/data/cnemc ]; then $(BIN)/python -m benchmarks.ingest; \
+	else echo "SKIPPED the ingest of a year: no ../shared/data/cnemc"; fi
 
 train: $(VENV)/.installed ## train AQ-Net (ARGS="..." for aqnet train)
 	@$(BIN)/aqnet train $(ARGS)

@@ -10,19 +10,17 @@ import logging
 import signal
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.errors import AqnetError, ConfigError
+from pipeline.console import logging_to_console
+from pipeline.errors import AqnetError, ConfigError, InputError
 
 if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
-
     from pipeline.config import RunConfig
 
 logger = logging.getLogger("aqnet")
@@ -33,6 +31,7 @@ PATH = click.Path(path_type=Path)
 
 #: Names in `pipeline.fetch.NETWORKS`, which would take time to import; a test holds them together.
 NETWORKS = ("airnow", "cnemc", "eea", "openaq", "prsa")
+TRUNCATED = "What to do with an input file cut short."
 TIMEOUT_HELP = "Seconds without a byte that make a try fail."
 
 
@@ -85,7 +84,7 @@ def aqnet(context: click.Context, debug: bool) -> None:
 
     `aqnet run` without anything else simulates a week, runs the whole pipeline over it and scores the result.
     """
-    context.with_resource(_logging(debug))
+    context.with_resource(logging_to_console(debug))
 
 
 # ---- commands ----
@@ -93,7 +92,7 @@ def aqnet(context: click.Context, debug: bool) -> None:
 
 @aqnet.command()
 @click.argument("config_toml", metavar="[CONFIG.toml]", required=False, type=PATH)
-@click.option("--source", help="Network of the input: cnemc, table ...")
+@click.option("--source", help="Network of the input: airnow, cnemc, eea ..., or store, table.")
 @click.option("--input", type=PATH, help="File or folder of observations.")
 @click.option("--stations", type=PATH, help="Station list (CSV: code, lon, lat).")
 @click.option("--start", help="First hour, UTC: 2019-01-31 or 2019-01-31T06:00.")
@@ -103,7 +102,7 @@ def aqnet(context: click.Context, debug: bool) -> None:
 @click.option("--crs", help="Coordinate reference system of the grid (EPSG:4326).")
 @click.option("--out", type=PATH, help="Folder for the products (out).")
 @click.option("--domain", help="Name of the domain in file names.")
-@click.option("--truncated", type=click.Choice(["error", "keep"]), help="What to do with an input file cut short.")
+@click.option("--truncated", type=click.Choice(["error", "keep"]), help=TRUNCATED)
 @click.option("--weights", type=PATH, help="Checkpoint of the network (the shipped one).")
 @click.option("--seed", type=int, help="Seed of every random draw.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
@@ -254,6 +253,49 @@ def fetch(out: Path, start: str, end: str, dry_run: bool, as_json: bool, **optio
     click.echo(json.dumps(asdict(done), indent=2) if as_json else done.as_text())
 
 
+@aqnet.command()
+@click.argument("network", metavar="NETWORK")
+@click.option("--input", "input_path", type=PATH, required=True, help="File, zip or folder of observations.")
+@click.option("--store", type=PATH, required=True, help="Folder of the observation store; made when absent.")
+@click.option("--stations", type=PATH, help="Site list of networks whose files have no coordinates.")
+@click.option("--published", help="When the files were published, UTC (their own time stamps).")
+@click.option("--truncated", type=click.Choice(["error", "keep"]), default="error", show_default=True, help=TRUNCATED)
+@click.option("--keep-going", is_flag=True, help="Leave out files that cannot be read; exit 1 at the end.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def ingest(store: Path, input_path: Path, published: str | None, as_json: bool, **options: Any) -> None:
+    """Put raw files of NETWORK into the observation store, each file once.
+
+    NETWORK is one of the sources, built in or plugged in.
+    """
+    from pipeline.store import ingest as ingesting
+
+    _exist(input_path, *filter(None, [options["stations"]]))
+    when = None if published is None else _time(published, "--published")
+    done = ingesting.ingest(store, path=input_path, published=when, **options)
+    click.echo(json.dumps(done.as_dict(), indent=2) if as_json else done.as_text(store))
+    if done.refused:
+        raise InputError(f"{input_path}: {len(done.refused)} files were left out; the first: {done.refused[0]}")
+
+
+@aqnet.command("ledger")
+@click.option("--store", type=PATH, required=True, help="Folder of the observation store.")
+@click.option("--cube", type=PATH, help="Hours that changed since a revision of this cube was made.")
+@click.option("--revision", help="The revision, such as r3 (the newest).")
+@click.option("--since", type=click.IntRange(min=0), help="Hours that changed after this ingest.")
+@click.option("--json", "as_json", is_flag=True, help="Print every hour as JSON.")
+def ledger_command(store: Path, cube: Path | None, revision: str | None, since: int | None, as_json: bool) -> None:
+    """List the hours whose observations changed since a cube revision, or since an ingest."""
+    from pipeline import write
+    from pipeline.store import ledger
+
+    if (cube is None) == (since is None):
+        raise ConfigError("expected one of --cube and --since; found " + ("neither" if cube is None else "both"))
+    if cube is not None:
+        since = ledger.used_by(write.open_cube(cube, revision).attrs, f"{cube} {revision or ''}".strip())
+    changes = ledger.since(store, since or 0)
+    click.echo(ledger.as_json(changes) if as_json else ledger.as_text(changes, since or 0))
+
+
 # ---- shared by the commands ----
 
 
@@ -274,6 +316,17 @@ def _hour(text: str, option: str) -> Any:
         return naive(utc_hour(text))
     except ValueError as error:
         raise ConfigError(f"{option}: {error}") from None
+
+
+def _time(text: str, option: str) -> Any:
+    """Any time, without the rule of whole hours; without an offset it is UTC."""
+    from datetime import UTC, datetime
+
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        raise ConfigError(f"{option}: expected an ISO time such as 2020-01-31T06:20; found {text!r}") from None
+    return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 
 def _hours(start: str, end: str) -> tuple[Any, Any]:
@@ -301,54 +354,3 @@ def _exist(*paths: Path) -> None:
     for path in paths:
         if not path.exists():
             raise ConfigError(f"expected a file or folder that exists; found nothing at {path}")
-
-
-# ---- logging ----
-
-
-@contextmanager
-def _logging(debug: bool) -> Iterator[None]:
-    """Send the log to stderr: with a progress bar on a terminal, as plain lines elsewhere. Put all back at the end."""
-    handler = _Bar() if sys.stderr.isatty() else logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S"))
-    before = logger.level, logger.propagate
-    logger.addHandler(handler)
-    logger.setLevel(logging.DEBUG if debug else logging.INFO)
-    logger.propagate = False  # Prefect's handler of the root logger would say everything twice
-    logging.captureWarnings(True)
-    logging.getLogger("py.warnings").setLevel(logging.WARNING if debug else logging.ERROR)
-    try:
-        yield
-    finally:
-        logging.captureWarnings(False)
-        logger.removeHandler(handler)
-        logger.level, logger.propagate = before
-        handler.close()
-
-
-class _Bar(logging.Handler):
-    """Shows records that carry ``done`` and ``total`` as one progress bar, and the others as lines above it."""
-
-    def __init__(self) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-        super().__init__()
-        columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-        self.progress: Progress = Progress(*columns, console=Console(stderr=True), transient=True)
-        self.task: TaskID | None = None
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Move the bar, or print the record above it."""
-        done, total = (getattr(record, name, None) for name in ("done", "total"))
-        if total is None:
-            self.progress.console.print(self.format(record), highlight=False, markup=False)
-            return
-        if self.task is None:
-            self.progress.start()
-            self.task = self.progress.add_task("", total=total)
-        self.progress.update(self.task, completed=done, total=total, description=record.getMessage())
-
-    def close(self) -> None:
-        self.progress.stop()
-        super().close()

@@ -20,6 +20,8 @@ from pipeline.simulate import Simulation
 
 Run = Callable[..., tuple[int, str, str]]
 
+COMMANDS = ("run", "estimate", "train", "evaluate", "simulate", "export", "fetch", "ingest", "ledger")
+
 
 @pytest.fixture
 def aqnet(capfd: pytest.CaptureFixture[str]) -> Run:
@@ -71,11 +73,11 @@ def test_help_answers_at_once_and_names_every_command() -> None:
     assert time.perf_counter() - began < 5  # a loaded machine; alone it takes 0.3 s, since nothing below is imported
     for heavy in ("numpy", "pandas", "torch", "xarray", "prefect", "pydantic"):
         assert f"| {heavy}\n" not in found.stderr.replace(" ", "").replace("|", "| ")
-    for command in ("run", "estimate", "train", "evaluate", "simulate", "export"):
+    for command in COMMANDS:
         assert f"\n  {command} " in found.stdout
 
 
-@pytest.mark.parametrize("command", ["run", "estimate", "train", "evaluate", "simulate", "export"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help(aqnet: Run, command: str) -> None:
     code, out, _ = aqnet(command, "--help")
     assert code == 0
@@ -99,7 +101,7 @@ def test_unknown_option_and_value(aqnet: Run, options: dict[str, object]) -> Non
     assert "'--truncated': 'maybe' is not one of" in error_line(err)
     code, _, err = aqnet("run", *words(options | {"--source": "nowhere"}))
     assert code == 1
-    assert "--source: expected one of cnemc" in error_line(err)
+    assert "--source: expected one of airnow, aqs, cnemc, eea" in error_line(err)
 
 
 def test_end_before_start(aqnet: Run, options: dict[str, object]) -> None:
@@ -318,3 +320,52 @@ def test_embedded_default(
         assert f"| {method} |" in out
     assert (tmp_path / example.PICTURE).stat().st_size > 10_000
     assert "SIMULATED" in write.open_cube(tmp_path / stages.CUBE).attrs["title"]
+
+
+# ---- observation store ----
+
+
+def test_ingest_and_ledger(aqnet: Run, tmp_path: Path) -> None:
+    header, store = "time,station,lon,lat,pm2p5\n", tmp_path / "store"
+    (tmp_path / "a.csv").write_text(f"{header}2019-12-10T03,x:1,10,50,7\n2019-12-10T04,x:1,10,50,8\n")
+    (tmp_path / "b.csv").write_text(f"{header}2019-12-10T04,x:1,10,50,9\n")
+    for name, published in (("a", "2020-01-01"), ("b", "2020-01-02T10:30:00+08:00")):
+        words = ("ingest", "table", "--input", tmp_path / f"{name}.csv", "--store", store, "--published", published)
+        code, out, err = aqnet(*words)
+        assert code == 0, err
+    assert "ingest 2: 1 files put in, 0 there already; 1 rows" in out
+    assert "1 hours changed: values 0 added, 1 changed, 0 withdrawn" in out
+    code, out, _ = aqnet("ledger", "--store", store, "--since", "1")
+    assert out == (
+        "1 hours changed after ingest 1\n"
+        "  table 2019-12-10T04 to 2019-12-10T05: values 0 added, 1 changed, 0 withdrawn\n"
+    )
+    code, out, _ = aqnet("ledger", "--store", store, "--since", "1", "--json")
+    assert json.loads(out)[0]["time"] == "2019-12-10T04:00:00Z"
+    code, out, _ = aqnet("ledger", "--store", store, "--since", "2")
+    assert out == "No hour changed after ingest 2\n"
+    code, out, _ = aqnet(*words, "--json")
+    assert json.loads(out)["known"] == 1
+
+
+def test_ingest_errors_are_one_line(aqnet: Run, tmp_path: Path) -> None:
+    (tmp_path / "good.csv").write_text("time,station,lon,lat,pm2p5\n2019-12-10T03,x:1,10,50,7\n")
+    (tmp_path / "tad.csv").write_text("time,station,lon,lat,pm2p5\n2019-12-10T03,x:1,10,50,low\n")
+    words = ("ingest", "table", "--input", tmp_path, "--store", tmp_path / "store")
+    code, _, err = aqnet(*words)
+    assert code == 1
+    assert "tad.csv, line 2, column 'pm2p5': expected a number; found 'low'" in error_line(err)
+    code, out, err = aqnet(*words, "--keep-going")
+    assert code == 1
+    assert "1 files put in" in out
+    assert "1 files were left out; the first: " in err
+    code, _, err = aqnet("ingest", "nowhere", "--input", tmp_path, "--store", tmp_path / "store")
+    assert "source: expected one of airnow" in error_line(err)
+    code, _, err = aqnet("ingest", "table", "--input", tmp_path / "no", "--store", tmp_path / "store")
+    assert "expected a file or folder that exists" in error_line(err)
+    code, _, err = aqnet(*words, "--published", "soon")
+    assert "--published: expected an ISO time" in error_line(err)
+    code, _, err = aqnet("ledger", "--store", tmp_path / "store")
+    assert "expected one of --cube and --since; found neither" in error_line(err)
+    code, _, err = aqnet("ledger", "--store", tmp_path / "no", "--since", "0")
+    assert "expected an observation store" in error_line(err)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pipeline import atomic, sources
 from pipeline.contract import check_station_table
 from pipeline.errors import InputError
-from pipeline.fetch import read_manifest
+from pipeline.fetch import Entry, read_manifest
 from pipeline.sources.archive import Member, RawFile, contents, modified
 from pipeline.sources.csvfile import Truncated
 from pipeline.sources.sites import SiteList
@@ -102,6 +102,20 @@ class Ingested:
     refused: tuple[str, ...]
     changes: pd.DataFrame
 
+    def as_text(self, store: Path) -> str:
+        """Two lines for people."""
+        counts = ", ".join(f"{self.changes[name].sum()} {name}" for name in ledger.COUNTS[:-1])
+        return (
+            f"{store}: ingest {self.ingest}: {self.files} files put in, {self.known} there already; {self.rows} rows\n"
+            f"  {self.changes['hour'].nunique()} hours changed: values {counts}"
+        )
+
+    def as_dict(self) -> dict[str, object]:
+        """Counts and digest, ready for JSON; the hours that changed are in the ledger."""
+        counts = {name: int(self.changes[name].sum()) for name in ledger.COUNTS[:-1]}
+        own = {name: getattr(self, name) for name in ("ingest", "digest", "files", "known", "rows", "refused")}
+        return own | {"hours_changed": int(self.changes["hour"].nunique()), "values": counts}
+
 
 @dataclass
 class _Job:
@@ -159,7 +173,7 @@ def ingest(
         layout.collect(store, before)
         job = _Job(store, network, spec, before, before, _files(store, before, network), writer)
         sites = sources.site_list(spec, path, stations)
-        origin = _Origin(path, published, sites)
+        origin = _Origin(read_manifest(path if path.is_dir() else path.parent), published, sites)
         for member, raw, rows in _parsed(spec, sites, truncated, _unknown(job, path, stations)):
             try:
                 _take(job, origin.file(member, raw, spec), rows())
@@ -179,7 +193,7 @@ def ingest(
 class _Origin:
     """Where the files of an ingest are from."""
 
-    path: Path
+    notes: dict[str, Entry]
     published: datetime | None
     sites: SiteList | None
 
@@ -202,7 +216,7 @@ class _Origin:
     def _published(self, member: Member) -> datetime:
         if self.published is not None:
             return self.published.astimezone(UTC)
-        entry = read_manifest(member.container.parent).get(member.container.name)
+        entry = self.notes.get(member.container.name)
         noted = entry and (entry.last_modified or entry.retrieved)
         return datetime.fromisoformat(noted).astimezone(UTC) if noted else modified(member)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -132,3 +133,22 @@ def periods(time: pd.Series) -> list[tuple[np.datetime64, np.datetime64]]:
 def state(manifest: Manifest) -> dict[str, str]:
     """Global attributes that say from which state of a store a product was made."""
     return {INGEST_ATTR: str(manifest.ingest), DIGEST_ATTR: manifest.digest}
+
+
+def as_text(changes: pd.DataFrame, ingest: int) -> str:
+    """What `since` found, as one line a network and period, for people."""
+    if changes.empty:
+        return f"No hour changed after ingest {ingest}"
+    lines = [f"{changes['time'].nunique()} hours changed after ingest {ingest}"]
+    for network, own in changes.groupby("network"):
+        for first, end in periods(own["time"]):
+            inside = own[(own["time"] >= first) & (own["time"] < end)]
+            counts = ", ".join(f"{inside[name].sum()} {name}" for name in COUNTS[:-1])
+            lines.append(f"  {network} {first} to {end}: values {counts}")
+    return "\n".join(lines)
+
+
+def as_json(changes: pd.DataFrame) -> str:
+    """What `since` found, every hour of it, as JSON."""
+    rows = changes.assign(time=changes["time"].astype("datetime64[s]").map(lambda time: f"{time:%Y-%m-%dT%H:%M:%SZ}"))
+    return json.dumps(rows.to_dict("records"), indent=2)

@@ -142,7 +142,12 @@ def first_hour(start: np.datetime64) -> np.datetime64:
 
     Before its UTC day lies what the network looks back to, and before that what the flags of those hours look back to.
     """
-    return start.astype("datetime64[D]").astype("datetime64[h]") - (LEAD_HOURS + qc.LOOKBACK_HOURS) * HOUR
+    return first_used(start) - qc.LOOKBACK_HOURS * HOUR
+
+
+def first_used(start: np.datetime64) -> np.datetime64:
+    """First hour whose flagged values an estimate for `start` uses: what the network looks back to."""
+    return start.astype("datetime64[D]").astype("datetime64[h]") - LEAD_HOURS * HOUR
 
 
 # ---- at points ----
@@ -177,7 +182,7 @@ def estimate(
     if not observed["time"].between(lead, end, inclusive="left").any():
         held = f"{observed['time'].min()} to {observed['time'].max()}"
         raise InputError(f"{input_path}: expected observations for {start} to {end} UTC; found hours {held}")
-    cube = qc.flag(to_cube([observed], lead, end))
+    cube = qc.flag(to_cube([observed], lead, end), first_used(start))
     if not np.isfinite(qc.valid(cube, "pm2p5").values).any():
         raise InputError(f"{input_path}: expected valid PM2.5 from {lead} to {end} UTC; found none")
     estimates = at_points(cube, points, start, network)

@@ -1,16 +1,17 @@
-"""StationTables to one StationCube: every hour present, one column a station, float32, NaN where missing."""
+"""StationTables to one StationCube: every hour present, one column a station and place, float32, NaN where missing."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 from numpy.typing import NDArray
+from pyproj import Geod
 
 from pipeline.contract import HOUR, POLLUTANTS, STANDARD_NAMES, UNITS, check_station_cube
 from pipeline.errors import InputError
@@ -20,8 +21,12 @@ log = logging.getLogger("aqnet")
 
 _LONG_NAMES = {"pm2p5": "PM2.5", "pm10": "PM10", "so2": "SO2", "no2": "NO2", "o3": "O3", "co": "CO"}
 _PLACE = ("lon", "lat", "elevation")
-#: Decimal degrees and metres below which a station has not moved (1 m, the last digit networks publish).
-_MOVED = (1e-5, 1e-5, 1.0)
+#: Decimal degrees and metres below which coordinates have not changed (1 m, the last digit networks publish).
+_CHANGED = (1e-5, 1e-5, 1.0)
+
+#: A station whose coordinates change by more than this has moved; by less, they were published more exactly.
+MOVED_KM = 1.0
+_GEOD = Geod(ellps="WGS84")
 
 
 @dataclass(frozen=True)
@@ -57,8 +62,9 @@ def to_cube(
     -------
     StationCube
         Dims ``(time, station)``, stations sorted by identifier; float32 values as reported, negative ones too (quality
-        control flags them). A station whose coordinates change has its latest; longitudes lie in [-180, 180];
-        an elevation that no table gives is the terrain's.
+        control flags them). A station whose coordinates change by up to `MOVED_KM` has its latest. One that moves
+        farther has a column for each place: the plain code for the first, ``code@YYYY-MM-DDTHH`` (the first hour
+        there, UTC) for a later one. Longitudes lie in [-180, 180]; an elevation that no table gives is the terrain's.
 
     Raises
     ------
@@ -66,7 +72,7 @@ def to_cube(
         When the tables hold no row of the period.
     """
     first, last = utc_hour(start), utc_hour(end)
-    rows = _collect(tables, first, last)
+    rows = _divide_moved(_collect(tables, first, last), first)
     hours = np.arange(first, last, HOUR)
     cube = np.full((len(hours) * len(rows.names), len(POLLUTANTS)), np.nan, dtype="float32")
     cell = rows.hour * len(rows.names) + rows.station
@@ -85,7 +91,9 @@ def _collect(tables: Iterable[pd.DataFrame], start: np.datetime64, end: np.datet
     every = sorted(set().union(*names))
     number = {name: i for i, name in enumerate(every)}
     station = [np.array([number[n] for n in known])[code] for code, known in zip(codes, names, strict=True)]
-    return _Rows(np.concatenate(hour), np.concatenate(station), np.concatenate(values), np.concatenate(place), every)
+    where = np.concatenate(place)
+    where[:, 0] = np.where(where[:, 0] > 180, where[:, 0] - 360, where[:, 0])
+    return _Rows(np.concatenate(hour), np.concatenate(station), np.concatenate(values), where, every)
 
 
 def _part(
@@ -107,17 +115,59 @@ def _report_duplicates(cell: NDArray[np.int64], size: int) -> None:
         log.warning("station tables: %d rows repeat a station and hour; the last of each counts", repeated)
 
 
+def _divide_moved(rows: _Rows, start: np.datetime64) -> _Rows:
+    """Give a station that moved a name of its own for each place after the first; names are sorted again."""
+    order = np.argsort(rows.hour, kind="stable")
+    names, station = list(rows.names), rows.station.copy()
+    for moved in _changing(rows, _CHANGED):
+        own = order[rows.station[order] == moved]
+        for first, members in _later_places(rows.place[own, :2]):
+            stamp = np.datetime_as_string(start + rows.hour[own[first]] * HOUR, "h")
+            station[own[members]] = len(names)
+            names.append(f"{rows.names[moved]}@{stamp}")
+    if len(names) == len(rows.names):
+        return rows
+    log.warning("station tables: stations moved by more than %g km: %s", MOVED_KM, ", ".join(names[len(rows.names) :]))
+    every = sorted(set(names))
+    number = {name: i for i, name in enumerate(every)}
+    return replace(rows, station=np.array([number[name] for name in names])[station], names=every)
+
+
+def _changing(rows: _Rows, limits: tuple[float, float, float]) -> NDArray[np.int64]:
+    """Stations some of whose rows lie farther than `limits` from another row of theirs."""
+    last = np.empty((len(rows.names), 3))
+    last[rows.station] = rows.place
+    return np.unique(rows.station[(np.abs(rows.place - last[rows.station]) > limits).any(axis=1)])
+
+
+def _later_places(place: NDArray[np.float64]) -> list[tuple[int, NDArray[np.int64]]]:
+    """First row and all rows of each place after the first; (N, 2) lon, lat of one station's rows in order of time.
+
+    A row belongs to the nearest place seen before it, unless that is more than `MOVED_KM` away.
+    """
+    distinct, first, member = np.unique(place, axis=0, return_index=True, return_inverse=True)
+    centres: list[int] = []
+    of = np.empty(len(distinct), dtype="int64")
+    for k in np.argsort(first):
+        far = [_GEOD.inv(*distinct[k], *distinct[c])[2] / 1000 for c in centres]
+        if not far or min(far) > MOVED_KM:
+            centres.append(int(k))
+            of[k] = len(centres) - 1
+        else:
+            of[k] = int(np.argmin(far))
+    where = of[member.ravel()]
+    return [(int(first[centre]), np.flatnonzero(where == n)) for n, centre in enumerate(centres) if n]
+
+
 def _places(rows: _Rows) -> NDArray[np.float64]:
     """Longitude, latitude and elevation (S, 3) of each station's latest hour."""
-    place = rows.place.copy()
-    place[:, 0] = np.where(place[:, 0] > 180, place[:, 0] - 360, place[:, 0])
     order = np.argsort(rows.hour, kind="stable")
     latest = np.empty((len(rows.names), 3))
-    latest[rows.station[order]] = place[order]
-    moved = np.unique(rows.station[(np.abs(place - latest[rows.station]) > _MOVED).any(axis=1)])
-    if len(moved):
-        some = ", ".join(rows.names[i] for i in moved[:5])
-        log.warning("station tables: %d stations change coordinates; the latest count: %s", len(moved), some)
+    latest[rows.station[order]] = rows.place[order]
+    changed = _changing(rows, _CHANGED)
+    if len(changed):
+        some = ", ".join(rows.names[i] for i in changed[:5])
+        log.warning("station tables: %d stations change coordinates; the latest count: %s", len(changed), some)
     return latest
 
 

@@ -120,7 +120,7 @@ def ingest(run: Run, month: Month) -> xr.Dataset:
 def quality_control(run: Run, cube: xr.Dataset, month: Month) -> xr.Dataset:
     """Flag suspect values; none is changed or deleted."""
     with run.measured("quality control", _label(month)) as stage:
-        flagged = qc.flag(cube)
+        flagged = qc.flag(cube, analyse.first_used(month[0]))
         own = flagged.sel(time=slice(month[0], None))
         run.quality.append(qc.summary(own))
         run.observed.append(qc.valid(own, "pm2p5"))

@@ -329,7 +329,7 @@ def test_estimate_reads_all_that_its_first_hour_looks_back_to(
 
 def test_an_input_without_valid_pm2p5_is_named(tmp_path: Path, tiny_weights: Path):
     with pytest.raises(
-        InputError, match=r"observed\.csv: expected valid PM2\.5 from 2019-11-28T00 to 2019-12-03T05 UTC"
+        InputError, match=r"observed\.csv: expected valid PM2\.5 from 2019-11-20T00 to 2019-12-03T05 UTC"
     ):
         ask(tmp_path, observe().assign(pm2p5=-1.0), HOMES, tiny_weights)
     assert not (tmp_path / "out.csv").exists()

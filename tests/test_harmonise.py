@@ -54,12 +54,43 @@ def test_duplicates_are_counted(caplog):
     assert "2 rows repeat a station and hour" in caplog.text
 
 
-def test_latest_coordinates_count_whatever_the_order_of_rows(caplog):
-    moved = table((5, "n:a", 1.0), (1, "n:a", 1.0), (2, "n:b", 1.0), lon=[117.0, 116.0, 90.0])
+def test_of_a_small_change_the_latest_coordinates_count_whatever_the_order_of_rows(caplog):
+    moved = table((5, "n:a", 1.0), (1, "n:a", 1.0), (2, "n:b", 1.0), lon=[116.005, 116.0, 90.0])
     with caplog.at_level(logging.WARNING, "aqnet"):
         cube = to_cube([moved], START, END)
-    assert cube["lon"].values.tolist() == [117.0, 90.0]
+    assert cube["lon"].values.tolist() == [116.005, 90.0]
     assert "1 stations change coordinates; the latest count: n:a" in caplog.text
+
+
+def test_a_station_that_moved_has_a_column_for_each_place(caplog):
+    moved = table((5, "n:a", 3.0), (1, "n:a", 1.0), (4, "n:a", 2.0), (2, "n:b", 9.0), lon=[117.0, 116.0, 117.0, 90.0])
+    with caplog.at_level(logging.WARNING, "aqnet"):
+        cube = to_cube([moved], START, END)
+    assert cube["station"].values.tolist() == ["n:a", "n:a@2020-01-01T04", "n:b"]
+    assert cube["lon"].values.tolist() == [116.0, 117.0, 90.0]
+    assert cube["pm2p5"].values[[1, 4, 5], [0, 1, 1]].tolist() == [1, 2, 3]
+    assert int(np.isfinite(cube["pm2p5"]).sum()) == 4
+    assert "moved by more than 1 km: n:a@2020-01-01T04" in caplog.text
+
+
+def test_a_station_that_comes_back_is_at_its_first_place_again():
+    lon = [116.0, 116.1, 116.0, 116.001]
+    cube = to_cube([table((0, "n:a", 1.0), (1, "n:a", 2.0), (2, "n:a", 3.0), (3, "n:a", 4.0), lon=lon)], START, END)
+    assert cube["station"].values.tolist() == ["n:a", "n:a@2020-01-01T01"]
+    np.testing.assert_array_equal(cube["pm2p5"].values[:4, 0], [1, np.nan, 3, 4])
+
+
+def test_the_date_line_is_no_move():
+    cube = to_cube([table((0, "n:a", 1.0), (1, "n:a", 2.0), lon=[179.999, -179.9999])], START, END)
+    assert cube["station"].values.tolist() == ["n:a"]
+
+
+@given(places=st.lists(st.sampled_from([116.0, 116.004, 116.2, 117.0]), min_size=6, max_size=6))
+def test_an_hour_of_a_moving_station_does_not_depend_on_later_hours(places):
+    whole = to_cube([table(*((h, "n:a", float(h)) for h in range(6)), lon=places)], START, END)
+    for hour, lon in enumerate(places):
+        (column,) = np.flatnonzero(np.isfinite(whole["pm2p5"].values[hour]))
+        assert abs(whole["lon"].values[column] - lon) < 0.01
 
 
 def test_longitudes_are_brought_to_180():

@@ -121,7 +121,7 @@ def test_a_gap_ends_a_flat_line():
 def test_pm10_below_pm2p5_flags_pm10_and_pm2p5_only_when_gross():
     pm2p5 = np.array([[100, 100, 300, 100, 60, 60, 60, 60]], dtype="float32")
     pm10 = np.array([[90, 80, 80, np.nan, 60, 60, 60, 60]], dtype="float32")
-    flagged = qc.flag(cube_of(pm2p5, pm10=pm10))
+    flagged = qc.flag(cube_of(pm2p5, spread=3.0, pm10=pm10))
     assert has(flagged, "pm10_below_pm2p5", "pm10")[0].tolist() == [False, True, True] + [False] * 5
     assert has(flagged, "pm10_below_pm2p5")[0].tolist() == [False, False, True] + [False] * 5
 

@@ -23,7 +23,7 @@ from pipeline.sources.archive import RawFile
 from pipeline.sources.csvfile import CsvFile, Truncated
 from pipeline.sources.longform import TEXT, Readings
 from pipeline.sources.sites import SiteList, site_list
-from pipeline.sources.source import CONVENTIONS, Source, Span
+from pipeline.sources.source import CONVENTIONS, Source, Span, base_name
 
 DATA, OBS = CONVENTIONS["airnow-hourly-data"], CONVENTIONS["airnow-aqobs"]
 
@@ -194,9 +194,9 @@ def name_span(name: str) -> Span | None:
     return hour - np.timedelta64(2, "h"), hour + np.timedelta64(2, "h")
 
 
-def rank(name: str) -> int:
+def rank(label: str) -> int:
     """HourlyAQObs (1) before HourlyData (0): it has one row a site and hour, with the site's own coordinates."""
-    return int(name.lower().startswith("hourlyaqobs"))
+    return int(base_name(label).lower().startswith("hourlyaqobs"))
 
 
 SOURCE = Source(

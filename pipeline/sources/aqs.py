@@ -23,7 +23,7 @@ from pipeline.sources.archive import RawFile
 from pipeline.sources.csvfile import CsvFile, Truncated
 from pipeline.sources.longform import TEXT, Readings
 from pipeline.sources.sites import SiteList
-from pipeline.sources.source import CONVENTIONS, Source, Span
+from pipeline.sources.source import CONVENTIONS, Source, Span, base_name
 
 CONVENTION = CONVENTIONS["aqs"]
 
@@ -176,9 +176,9 @@ def name_span(name: str) -> Span | None:
     return start - np.timedelta64(14, "h"), end + np.timedelta64(12, "h")
 
 
-def rank(name: str) -> int:
+def rank(label: str) -> int:
     """Files of PM2.5 by a reference or equivalent method (1, hourly_88101) before those by another (0)."""
-    found = _NAME.fullmatch(name)
+    found = _NAME.fullmatch(base_name(label))
     return int(found is not None and found[1] == "88101")
 
 

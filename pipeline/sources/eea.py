@@ -287,9 +287,9 @@ def _values(rows: _Rows, pollutant: NDArray[np.int64]) -> NDArray[np.float64]:
     return np.where(missing, np.nan, values * scale)
 
 
-def rank(name: str) -> int:
+def rank(label: str) -> int:
     """Precedence by the folder in which the download service puts a file; 0 where the name has none of its folders."""
-    return max((RANKS.get(part.lower(), 0) for part in re.split("[/!]", name)), default=0)
+    return max((RANKS.get(part.lower(), 0) for part in re.split("[/!]", label)), default=0)
 
 
 SOURCE = Source(

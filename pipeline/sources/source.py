@@ -99,11 +99,16 @@ CONVENTIONS = {
 }  # fmt: skip
 
 
+def base_name(label: str) -> str:
+    """File name without zip and folders."""
+    return label.rsplit("!", 1)[-1].rsplit("/", 1)[-1]
+
+
 def _spanless(_name: str) -> Span | None:
     return None
 
 
-def _rankless(_name: str) -> int:
+def _rankless(_label: str) -> int:
     return 0
 
 
@@ -125,7 +130,8 @@ class Source:
         InputError.
     suffixes : endings of the data files in a folder or zip, lower case.
     span : file name -> UTC hours that such a file can hold, or None when its name does not tell.
-    rank : file name -> precedence among the network's files in the observation store; the higher one counts.
+    rank : label of a file (``<zip>!<folder>/<name>``) -> precedence among the network's files in the observation
+        store; the higher one counts.
     site_names : names of the network's site list (coordinates), looked for in or beside the input; empty where the
         files hold coordinates.
     read_sites : site list -> SiteList; None where there is none.

@@ -23,7 +23,7 @@ from pipeline.fetch import Entry, read_manifest
 from pipeline.sources.archive import Member, RawFile, contents, modified
 from pipeline.sources.csvfile import Truncated
 from pipeline.sources.sites import SiteList
-from pipeline.sources.source import Source
+from pipeline.sources.source import Source, base_name
 from pipeline.store import layout, ledger
 from pipeline.store.layout import Manifest, Partition
 from pipeline.store.rows import Rows, concatenate, from_table, merge, of_one_file
@@ -70,7 +70,7 @@ class File:
     @property
     def base(self) -> str:
         """File name without zip and folders."""
-        return self.name.rsplit("!", 1)[-1].rsplit("/", 1)[-1]
+        return base_name(self.name)
 
     @property
     def months(self) -> list[str]:
@@ -204,7 +204,7 @@ class _Origin:
             file=_digest(raw),
             name=member.label,
             published=self._published(member).replace(tzinfo=None, microsecond=0),
-            rank=spec.rank(member.base),
+            rank=spec.rank(member.label),
             superseded=False,
             bytes=len(raw.data),
             values=0,

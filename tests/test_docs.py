@@ -24,6 +24,7 @@ import pytest
 
 from pipeline import cli
 from pipeline.config import ENV_PREFIX, RunConfig
+from pipeline.sources import CONVENTIONS
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -312,3 +313,19 @@ def test_the_command_line_page_has_every_command_and_option() -> None:
             shown = table[option][2]
             assert (shown == "required") == required, f"{name} {option}"
             assert default is None or shown == default, f"{name} {option}"
+
+
+def test_the_sources_page_has_every_convention() -> None:
+    """The table on the page, rebuilt from `CONVENTIONS`."""
+    table = rows((DOCS / "reference" / "sources.md").read_text())
+    found = {cells[0].strip("`"): cells[1:] for cells in table if len(cells) == 6}
+    for name, convention in CONVENTIONS.items():
+        zone = "each" if convention.zone == "each" else f"{convention.zone:g}"
+        celsius = "-" if convention.celsius is None else f"{convention.celsius:g} degrees C"
+        missing = " ".join(f"`{mark}`" if mark else "empty" for mark in convention.missing) or "-"
+        assert found[name][:2] + found[name][3:] == [zone, convention.label, celsius, missing], name
+        units = convention.units
+        assert found[name][2] == ("each" if units == "each" else found[name][2])
+        if units != "each":
+            assert ("CO mg m-3" in found[name][2]) == (units.get("co") == "mg m-3"), name
+    assert set(found) == set(CONVENTIONS)

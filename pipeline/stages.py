@@ -97,7 +97,8 @@ def begin(config: RunConfig, run_id: str) -> Iterator[Run]:
     start, end = naive(config.start), naive(config.end)
     inputs = sources.input_digests(config.source, config.input, analyse.first_hour(start), end, config.stations)
     lineage = provenance.lineage(config.digest(), inputs, network.digest, run_id)
-    attrs = lineage | ({"title": config.title} if config.title else {})
+    title = {"title": config.title} if config.title else {}
+    attrs = lineage | sources.find(config.source).state(config.input) | title
     with write.begin(config.out / CUBE, grid, start, end, attrs) as candidate:
         yield Run(config, run_id, grid, network, inputs, lineage, candidate)
 

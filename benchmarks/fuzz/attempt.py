@@ -18,18 +18,16 @@ from types import FrameType
 
 import pandas as pd
 
-from benchmarks.fuzz import mutate, parquet
+from benchmarks.fuzz import mutate, netcdf, parquet
 from benchmarks.fuzz.judge import Finding, judge_error, judge_means, judge_tables
 from benchmarks.fuzz.layouts import LAYOUTS, Layout, site_list, source
 from benchmarks.fuzz.mutate import Text
+from benchmarks.fuzz.netcdf import Cube
 from benchmarks.fuzz.parquet import Parquet
 from benchmarks.fuzz.plain import Claim, by_name, lines_of
 from pipeline.errors import InputError
 from pipeline.sources.archive import RawFile
 from pipeline.sources.sites import SiteList
-
-#: An input that takes longer is a hang.
-SECONDS = 5.0
 
 Parse = Callable[[RawFile, SiteList | None, str], Iterator[pd.DataFrame]]
 
@@ -97,6 +95,8 @@ def make(name: str, seed: int, index: int) -> bytes:
     start = rng.choice(layout.seeds)
     if isinstance(start, Parquet):
         return parquet.mutated(start, rng)
+    if isinstance(start, Cube):
+        return netcdf.mutated(start, rng)
     own = [text.data for text in layout.seeds]
     return mutate.mutated(start, own if rng.random() < 0.7 else _texts(), rng)
 
@@ -122,12 +122,14 @@ def _attempt(name: str, data: bytes, parse: Parse | None) -> Outcome:
     raw = RawFile(f"folder/{layout.file}", layout.file, data)
     start = time.perf_counter()
     try:
-        with alarm(SECONDS):
+        with alarm(layout.seconds):
             tables = list((parse or source(layout.network).parse)(raw, sites, "error"))
     except InputError as error:
         return Outcome("refused", time.perf_counter() - start, shape(str(error)), _judge_error(error, layout))
     except Hang:
-        return Outcome("hang", time.perf_counter() - start, findings=[Finding("hang", f"more than {SECONDS:g} s")])
+        return Outcome(
+            "hang", time.perf_counter() - start, findings=[Finding("hang", f"more than {layout.seconds:g} s")]
+        )
     except Exception as error:
         last = traceback.extract_tb(error.__traceback__)
         own = next(
@@ -151,6 +153,8 @@ def _judge_error(error: InputError, layout: Layout) -> list[Finding]:
 
 def _claims(layout: Layout, data: bytes) -> dict[int, list[Claim]]:
     first = layout.seeds[0]
+    if isinstance(first, Cube) or layout.claims is None:
+        return netcdf.claims(data)
     if isinstance(first, Parquet):
         return {line: list(layout.claims(row)) for line, row in enumerate(parquet.rows_of(data), start=1)}
     header, lines = lines_of(data, first.delimiter, layout.names)
@@ -160,6 +164,7 @@ def _claims(layout: Layout, data: bytes) -> dict[int, list[Claim]]:
 def _of_row(layout: Layout, header: list[str], cells: list[str]) -> list[Claim]:
     if len(header) != len(cells):  # a broken row: nothing of it may be used
         return []
+    assert layout.claims is not None
     found = list(layout.claims(by_name(header, cells)))
     if layout.known is not None:
         return [claim if claim.station in layout.known else claim._replace(clean=False) for claim in found]

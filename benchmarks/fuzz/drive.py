@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from multiprocessing.sharedctypes import Synchronized
 
-from benchmarks.fuzz.attempt import SECONDS, attempt, make, prepare
+from benchmarks.fuzz.attempt import attempt, make, prepare
 
 #: Inputs between two reports of the child, the address space it may have, and what one input may add to its peak.
 BATCH, ADDRESS_SPACE, BOMB = 500, 12 << 30, 512 << 20
 
 #: Seconds without a new input after which the child is taken for hung in C++.
-SILENCE = 6 * SECONDS
+SILENCE = 60.0
 
 
 @dataclass

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from benchmarks.fuzz import meanings, rows
 from benchmarks.fuzz.mutate import Text
+from benchmarks.fuzz.netcdf import Cube, seeds
 from benchmarks.fuzz.parquet import Parquet
 from benchmarks.fuzz.plain import Claims
 from pipeline import sources
@@ -26,7 +27,8 @@ class Layout:
     network : name of the reader's source.
     file : name of a file of this layout.
     seeds : valid files.
-    claims : what a row says.
+    claims : what a row says; None of NetCDF, which has none.
+    seconds : after which an input is a hang; more where a worker process has a limit of its own.
     names : columns, where the layout has no header.
     sites : text of the site list, and its file name.
     twice : whether the reader may give a station and hour twice.
@@ -37,14 +39,15 @@ class Layout:
 
     network: str
     file: str
-    seeds: tuple[Text | Parquet, ...]
-    claims: Claims
+    seeds: tuple[Text | Parquet | Cube, ...]
+    claims: Claims | None
     names: tuple[str, ...] | None = None
     sites: tuple[str, str] | None = None
     twice: bool = False
     known: frozenset[str] | None = field(default=None)
     means: Callable[[tuple[float, ...]], float] | None = None
     label: str = "begin"
+    seconds: float = 5.0
 
 
 LAYOUTS: dict[str, Layout] = {
@@ -103,6 +106,7 @@ LAYOUTS: dict[str, Layout] = {
                  ("Pollutant", "Validity", "Verification")),),
         meanings.eea, sites=("DataExtract.csv", rows.EEA_SITES),
     ),
+    "timeseries": Layout("timeseries", "stations.nc", seeds(), None, seconds=30.0),
 }  # fmt: skip
 
 

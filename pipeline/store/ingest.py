@@ -35,6 +35,9 @@ WORKERS = 2
 #: Rows held before months are written, which bounds memory (about 120 bytes a row).
 MAX_ROWS = 3_000_000
 
+#: Lines of progress in a log.
+LINES = 20
+
 _NEVER = pd.Timestamp("NaT")
 
 #: Gives a file's rows, or raises the InputError that its reader raised.
@@ -231,7 +234,8 @@ def _unknown(job: _Job, path: Path, stations: Path | None) -> Iterator[tuple[Mem
     listed = sources.list_members(job.spec, path, stations)
     seen = set(job.files)
     for done, (member, raw) in enumerate(contents(listed), 1):
-        logger.info("read %d of %d files", done, len(listed), extra={"done": done, "total": len(listed)})
+        if done == len(listed) or done % max(len(listed) // LINES, 1) == 0:
+            logger.info("read %d of %d files", done, len(listed), extra={"done": done, "total": len(listed)})
         if (digest := _digest(raw)) in seen:
             job.known += 1
         else:

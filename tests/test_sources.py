@@ -284,6 +284,32 @@ class TestPaths:
         with pytest.raises(InputError, match=r"a.zip!china_sites_20191210.csv: expected a readable zip member"):
             read(path)
 
+    @pytest.mark.parametrize("kind", [zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2, zipfile.ZIP_DEFLATED])
+    def test_damaged_compression(self, tmp_path, kind):
+        path = tmp_path / "a.zip"
+        with zipfile.ZipFile(path, "w", kind) as archive:
+            archive.writestr("china_sites_20191210.csv", HEADER + self.body * 50)
+        data = bytearray(path.read_bytes())
+        start = 30 + len("china_sites_20191210.csv")
+        data[start + 4 : start + 14] = bytes(255 - byte for byte in data[start + 4 : start + 14])
+        path.write_bytes(data)
+        with pytest.raises(InputError, match=r"a.zip!china_sites_20191210.csv: expected a readable zip member"):
+            read(path, stations=wide(tmp_path, self.body).parent / "stations.csv")
+
+    def test_a_zip_in_a_zip_is_not_unpacked_beyond_the_limit(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("pipeline.sources.archive.MAX_BYTES", 100)
+        with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("bomb.zip", b"0" * 101)
+        with pytest.raises(InputError, match=r"a.zip!bomb.zip: expected at most 100 bytes unpacked; found 101"):
+            members(tmp_path / "a.zip")
+
+    def test_a_member_with_control_characters_in_its_name(self, tmp_path):
+        with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+            archive.writestr("x\n\x1b[31m.csv", "nothing\n")
+        with pytest.raises(InputError, match=r"a.zip!x \\x1b\[31m.csv: expected a header") as error:
+            read(tmp_path / "a.zip", stations=wide(tmp_path, self.body).parent / "stations.csv")
+        assert str(error.value).isprintable()
+
     def test_folder_without_data(self, tmp_path):
         (tmp_path / "stations.csv").write_text(LIST)
         with pytest.raises(InputError, match=r"expected .csv or .zip files in the folder"):

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from benchmarks.fuzz.attempt import make
+from benchmarks.fuzz.attempt import ARCHIVE, make
 from benchmarks.fuzz.drive import Tally, watched
 from benchmarks.fuzz.layouts import LAYOUTS
 
@@ -26,9 +26,10 @@ def main() -> int:
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--save", type=Path, help="folder for the first inputs of each kind of finding")
     options = parser.parse_args()
-    wanted = [n for n, each in LAYOUTS.items() if not options.networks or {n, each.network} & set(options.networks)]
+    known = {name: each.network for name, each in LAYOUTS.items()} | {ARCHIVE: ARCHIVE}
+    wanted = [name for name, own in known.items() if not options.networks or {name, own} & set(options.networks)]
     if not wanted:
-        parser.error(f"expected networks or layouts of {', '.join(LAYOUTS)}; found {' '.join(options.networks)}")
+        parser.error(f"expected networks or layouts of {', '.join(known)}; found {' '.join(options.networks)}")
     print(HEAD + "\n" + "|---" * HEAD.count("| ") + "|", flush=True)
     with ThreadPoolExecutor(options.processes) as pool:
         tallies = pool.map(partial(_run, seed=options.seed, inputs=options.inputs), wanted)
@@ -54,7 +55,7 @@ def _report(name: str, found: tuple[Tally, float], seed: int, save: Path | None)
         print(f"  {kind}: {n}", file=sys.stderr)
         for index, what in tally.first[kind]:
             print(f"    input {index}: {what[:300]}", file=sys.stderr)
-            if save is not None:
+            if save is not None and name != ARCHIVE:
                 save.mkdir(parents=True, exist_ok=True)
                 (save / f"{name}-{kind.replace(' ', '-')}-{index}").write_bytes(make(name, seed, index))
     return sum(tally.findings.values())

@@ -15,10 +15,11 @@ from dataclasses import dataclass, field
 from functools import cache
 from random import Random
 from types import FrameType
+from typing import TypeVar
 
 import pandas as pd
 
-from benchmarks.fuzz import mutate, netcdf, parquet
+from benchmarks.fuzz import mutate, netcdf, parquet, wrapped
 from benchmarks.fuzz.judge import Finding, judge_error, judge_means, judge_tables
 from benchmarks.fuzz.layouts import LAYOUTS, Layout, site_list, source
 from benchmarks.fuzz.mutate import Text
@@ -30,6 +31,10 @@ from pipeline.sources.archive import RawFile
 from pipeline.sources.sites import SiteList
 
 Parse = Callable[[RawFile, SiteList | None, str], Iterator[pd.DataFrame]]
+Result = TypeVar("Result")
+
+#: What is fuzzed besides the layouts: files in gzip and zip.
+ARCHIVE = "archive"
 
 
 class Hang(BaseException):
@@ -64,15 +69,23 @@ RECORDS = Records()
 PRINTED: list[str] = []
 
 
-def prepare() -> None:
-    """Set this process up: the alarm, warnings as errors, the log caught."""
+@contextmanager
+def prepared() -> Iterator[None]:
+    """Set the process up: the alarm, warnings as errors, what readers log and what Python can only print caught."""
+    log = logging.getLogger("aqnet")
+    before = signal.getsignal(signal.SIGALRM), sys.unraisablehook, log.propagate
     signal.signal(signal.SIGALRM, _rung)
     sys.unraisablehook = lambda what: PRINTED.append(f"{type(what.exc_value).__name__}: {what.exc_value}")
-    warnings.simplefilter("error")
-    log = logging.getLogger("aqnet")
     log.propagate = False
-    if RECORDS not in log.handlers:
-        log.addHandler(RECORDS)
+    log.addHandler(RECORDS)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            yield
+    finally:
+        log.removeHandler(RECORDS)
+        signal.signal(signal.SIGALRM, before[0])
+        sys.unraisablehook, log.propagate = before[1:]
 
 
 def _rung(_signal: int, _frame: FrameType | None) -> None:
@@ -106,49 +119,64 @@ def _texts() -> list[bytes]:
     return [seed.data for each in LAYOUTS.values() for seed in each.seeds if isinstance(seed, Text)]
 
 
+def run(name: str, seed: int, index: int) -> Outcome:
+    """Make the input of a layout, seed and index, read it and judge what came of it."""
+    if name != ARCHIVE:
+        return attempt(name, make(name, seed, index))
+    file, data = wrapped.make(Random(f"{seed}/{name}/{index}"))
+    return _outcome(lambda: list(wrapped.read(file, data)), lambda found: wrapped.judge(data, found), [file], 5.0)
+
+
 def attempt(name: str, data: bytes, parse: Parse | None = None) -> Outcome:
-    """Read one input and judge what came of it."""
+    """Read one input and judge what came of it; `parse` takes the place of the layout's own reader."""
+    layout, sites = LAYOUTS[name], site_list(name)
+    if sites is not None:
+        sites.unknown.clear()
+    raw = RawFile(f"folder/{layout.file}", layout.file, data)
+    reader = parse or source(layout.network).parse
+
+    def judged(tables: list[pd.DataFrame]) -> list[Finding]:
+        warned = bool(RECORDS.texts or (sites is not None and sites.unknown))
+        if layout.means is not None:
+            return judge_means(tables, _claims(layout, data), warned, layout.label, layout.means)
+        return judge_tables(tables, _claims(layout, data), warned, layout.twice)
+
+    names = [raw.where, *([layout.sites[0]] if layout.sites else [])]
+    outcome = _outcome(lambda: list(reader(raw, sites, "error")), judged, names, layout.seconds)
+    if outcome.kind == "read" and sites is not None and sites.unknown:
+        outcome.kind = "read in part"
+    return outcome
+
+
+def _outcome(
+    read: Callable[[], list[Result]], judge: Callable[[list[Result]], list[Finding]], names: list[str], seconds: float
+) -> Outcome:
+    """Read under an alarm of so many seconds; an error must name one of the files `names`."""
     PRINTED.clear()
-    outcome = _attempt(name, data, parse)
+    RECORDS.texts.clear()
+    start = time.perf_counter()
+    try:
+        with alarm(seconds):
+            found = read()
+    except InputError as error:
+        judged = min((judge_error(error, name) for name in names), key=len)
+        outcome = Outcome("refused", time.perf_counter() - start, shape(str(error)), judged)
+    except Hang:
+        outcome = Outcome("hang", seconds, findings=[Finding("hang", f"more than {seconds:g} s")])
+    except Exception as error:
+        outcome = Outcome("traceback", time.perf_counter() - start, findings=[_traceback(error)])
+    else:
+        outcome = Outcome("read in part" if RECORDS.texts else "read", time.perf_counter() - start)
+        outcome.findings = judge(found)
     outcome.findings += [Finding("traceback", f"printed: {text[:200]}") for text in PRINTED[:1]]
     return outcome
 
 
-def _attempt(name: str, data: bytes, parse: Parse | None) -> Outcome:
-    layout, sites = LAYOUTS[name], site_list(name)
-    if sites is not None:
-        sites.unknown.clear()
-    RECORDS.texts.clear()
-    raw = RawFile(f"folder/{layout.file}", layout.file, data)
-    start = time.perf_counter()
-    try:
-        with alarm(layout.seconds):
-            tables = list((parse or source(layout.network).parse)(raw, sites, "error"))
-    except InputError as error:
-        return Outcome("refused", time.perf_counter() - start, shape(str(error)), _judge_error(error, layout))
-    except Hang:
-        return Outcome(
-            "hang", time.perf_counter() - start, findings=[Finding("hang", f"more than {layout.seconds:g} s")]
-        )
-    except Exception as error:
-        last = traceback.extract_tb(error.__traceback__)
-        own = next(
-            (f for f in reversed(last) if "pipeline" in f.filename and "site-packages" not in f.filename), last[-1]
-        )
-        what = f"{type(error).__name__} in {own.name}, line {own.lineno}: {str(error)[:200]}"
-        return Outcome("traceback", time.perf_counter() - start, findings=[Finding("traceback", what)])
-    seconds = time.perf_counter() - start
-    warned = bool(RECORDS.texts or (sites is not None and sites.unknown))
-    if layout.means is not None:
-        found = judge_means(tables, _claims(layout, data), warned, layout.label, layout.means)
-    else:
-        found = judge_tables(tables, _claims(layout, data), warned, layout.twice)
-    return Outcome("read" if not warned else "read in part", seconds, findings=found)
-
-
-def _judge_error(error: InputError, layout: Layout) -> list[Finding]:
-    names = [f"folder/{layout.file}", *([layout.sites[0]] if layout.sites else [])]
-    return min((judge_error(error, name) for name in names), key=len)
+def _traceback(error: Exception) -> Finding:
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if "/pipeline/" in frame.filename and "site-packages" not in frame.filename]
+    last = (own or list(frames))[-1]
+    return Finding("traceback", f"{type(error).__name__} in {last.name}, line {last.lineno}: {str(error)[:200]}")
 
 
 def _claims(layout: Layout, data: bytes) -> dict[int, list[Claim]]:

@@ -6,12 +6,12 @@ import multiprocessing
 import resource
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from multiprocessing.sharedctypes import Synchronized
 
-from benchmarks.fuzz.attempt import attempt, make, prepare
+from benchmarks.fuzz.attempt import prepared, run
 
 #: Inputs between two reports of the child, the address space it may have, and what one input may add to its peak.
 BATCH, ADDRESS_SPACE, BOMB = 500, 12 << 30, 512 << 20
@@ -61,7 +61,7 @@ def tally(name: str, seed: int, indices: range | list[int], at: Synchronized[int
         if at is not None:
             at.value = index
         before = peak_bytes()
-        outcome = attempt(name, make(name, seed, index))
+        outcome = run(name, seed, index)
         found.inputs += 1
         found.outcomes[outcome.kind] += 1
         if outcome.shape:
@@ -81,12 +81,16 @@ def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
 
 
-def watched(name: str, seed: int, inputs: int) -> Tally:
+#: What a child does: layout, seed, indices, where to send tallies (None ends them), and where to say which input is on.
+Work = Callable[[str, int, list[int], Connection, "Synchronized[int]"], None]
+
+
+def watched(name: str, seed: int, inputs: int, work: Work | None = None) -> Tally:
     """Tally `inputs` inputs of a layout, in children that are started anew after a crash."""
     total = Tally()
     left = list(range(inputs))
     while left:
-        for part in _child(name, seed, left):
+        for part in _child(name, seed, left, work or _work):
             total.add(part)
             left = left[part.inputs :]
         if left:
@@ -102,11 +106,11 @@ def watched(name: str, seed: int, inputs: int) -> Tally:
 _LAST: list[tuple[int, str]] = []
 
 
-def _child(name: str, seed: int, indices: list[int]) -> Iterator[Tally]:
+def _child(name: str, seed: int, indices: list[int], work: Work) -> Iterator[Tally]:
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe(duplex=False)
     at = context.Value("q", indices[0], lock=False)
-    child = context.Process(target=_work, args=(name, seed, indices, there, at), daemon=False)
+    child = context.Process(target=work, args=(name, seed, indices, there, at), daemon=False)
     child.start()
     there.close()
     last, since, done = -1, time.monotonic(), False
@@ -132,8 +136,8 @@ def _child(name: str, seed: int, indices: list[int]) -> Iterator[Tally]:
 
 
 def _work(name: str, seed: int, indices: list[int], there: Connection, at: Synchronized[int]) -> None:
-    prepare()
     resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE, ADDRESS_SPACE))
-    for first in range(0, len(indices), BATCH):
-        there.send(tally(name, seed, indices[first : first + BATCH], at))
+    with prepared():
+        for first in range(0, len(indices), BATCH):
+            there.send(tally(name, seed, indices[first : first + BATCH], at))
     there.send(None)

@@ -163,7 +163,7 @@ def _time_unit(rng: Random, cube: Cube) -> None:
          "hours since 1970-13-01", "hours since 70-01-01", "hours since 1970-01-01 00:30:00",
          "fortnights since 1970-01-01", "hours since 1970-01-01 24:00", "Hours Since 1970-01-01",
          "hours since 1970-01-01 -0800",
-         3, "h since 1970-01-01", "hours since 1970-01-01 08:00:00 +08:00", 
+         3, "h since 1970-01-01", "hours since 1970-01-01 08:00:00 +08:00",
          "hours since 9999-01-01", "hours since 1970-01-01 00:00:00.5")
     )  # fmt: skip
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import lzma
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
@@ -18,7 +20,11 @@ from pipeline.errors import InputError
 #: A compressed file that unpacks to more than this is no hourly record.
 MAX_BYTES = 4 << 30
 
-_BROKEN_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError, OSError)
+#: What zipfile raises on damaged bytes, beside its own error: its decompressors', and those of lengths and names.
+_BROKEN_ZIP = (
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError, NotImplementedError, OSError),
+    *(ValueError, struct.error, OverflowError),
+)
 
 
 @dataclass(frozen=True)
@@ -55,8 +61,8 @@ class Member:
 
     @property
     def where(self) -> str:
-        """Name for errors, with the whole path."""
-        return "!".join(filter(None, (str(self.container), self.inner, self.name)))
+        """Name for errors, with the whole path; what is not printable in a member's name is escaped."""
+        return _said("!".join(filter(None, (str(self.container), self.inner, self.name))))
 
 
 def members(path: Path, suffixes: tuple[str, ...] = (".csv",), ignore: Iterable[str] = ()) -> list[Member]:
@@ -122,8 +128,8 @@ def _expand(file: Path, suffixes: tuple[str, ...], skip: set[str]) -> list[Membe
         with zipfile.ZipFile(file) as archive:
             names = sorted(archive.namelist())
             nested = {name: _inner_names(archive, file, name) for name in names if name.lower().endswith(".zip")}
-    except zipfile.BadZipFile as error:
-        raise InputError(f"{file}: expected a zip archive; found a file that is not one ({error})") from error
+    except _BROKEN_ZIP as error:
+        raise InputError(f"{file}: expected a zip archive; found a file that is not one ({_said(error)})") from error
     found = [Member(file, name) for name in _data(names, suffixes, skip)]
     found += [Member(file, name, inner) for inner, own in nested.items() for name in _data(own, suffixes, skip)]
     if not found:
@@ -134,10 +140,11 @@ def _expand(file: Path, suffixes: tuple[str, ...], skip: set[str]) -> list[Membe
 
 def _inner_names(archive: zipfile.ZipFile, file: Path, name: str) -> list[str]:
     try:
-        with zipfile.ZipFile(io.BytesIO(archive.read(name))) as inner:
+        with zipfile.ZipFile(io.BytesIO(_limited(archive, f"{file}!{name}", name))) as inner:
             return sorted(inner.namelist())
     except _BROKEN_ZIP as error:
-        raise InputError(f"{file}!{name}: expected a zip archive; found one that cannot be read ({error})") from error
+        where = _said(f"{file}!{name}")
+        raise InputError(f"{where}: expected a zip archive; found one that cannot be read ({_said(error)})") from error
 
 
 def _data(names: list[str], suffixes: tuple[str, ...], skip: set[str]) -> list[str]:
@@ -150,16 +157,28 @@ def _opened(container: Path, inner: str | None) -> zipfile.ZipFile:
     if inner is None:
         return archive
     with archive:
-        return zipfile.ZipFile(io.BytesIO(archive.read(inner)))
+        return zipfile.ZipFile(io.BytesIO(_limited(archive, f"{container}!{inner}", inner)))
 
 
 def _member_bytes(archive: zipfile.ZipFile, member: Member) -> bytes:
     try:
-        if (size := archive.getinfo(member.name or "").file_size) > MAX_BYTES:
-            raise InputError(f"{member.where}: expected at most {MAX_BYTES} bytes unpacked; found {size}")
-        return archive.read(member.name or "")
+        return _limited(archive, member.where, member.name or "")
     except _BROKEN_ZIP as error:
-        raise InputError(f"{member.where}: expected a readable zip member; found a broken one ({error})") from error
+        found = f"a broken one ({_said(error)})"
+        raise InputError(f"{member.where}: expected a readable zip member; found {found}") from error
+
+
+def _limited(archive: zipfile.ZipFile, where: str, name: str) -> bytes:
+    """Unpack a member, unless it says that it is too large; zipfile unpacks no more than a member says."""
+    if (size := archive.getinfo(name).file_size) > MAX_BYTES:
+        raise InputError(f"{_said(where)}: expected at most {MAX_BYTES} bytes unpacked; found {size}")
+    return archive.read(name)
+
+
+def _said(what: object) -> str:
+    """A name or an error of a damaged archive, on one line without control characters."""
+    text = " ".join(str(what).split())
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _raw(member: Member, data: bytes) -> RawFile:

@@ -54,8 +54,8 @@ def to_cube(
 
     Parameters
     ----------
-    tables : StationTables (see `pipeline.contract`); rows outside the period are passed over. Of two rows of one
-        station and hour the last counts.
+    tables : StationTables (see `pipeline.contract`); rows outside the period are passed over. Of two values of
+        one station, hour and pollutant the last counts.
     start, end : whole hours, UTC, half open.
 
     Returns
@@ -74,12 +74,19 @@ def to_cube(
     first, last = utc_hour(start), utc_hour(end)
     rows = _divide_moved(_collect(tables, first, last), first)
     hours = np.arange(first, last, HOUR)
-    cube = np.full((len(hours) * len(rows.names), len(POLLUTANTS)), np.nan, dtype="float32")
-    cell = rows.hour * len(rows.names) + rows.station
-    cube[cell] = rows.values  # a repeated cell keeps its last row
-    _report_duplicates(cell, len(cube))
-    place = _places(rows)
-    return check_station_cube(_dataset(cube.reshape(len(hours), len(rows.names), -1), hours, rows.names, place))
+    values = _on_grid(rows, len(hours) * len(rows.names)).reshape(len(hours), len(rows.names), -1)
+    return check_station_cube(_dataset(values, hours, rows.names, _places(rows)))
+
+
+def _on_grid(rows: _Rows, size: int) -> NDArray[np.float32]:
+    """Values (size, P) by hour, then station; of those repeated the last stays. Pollutants may come in rows apart."""
+    cube = np.full((size, len(POLLUTANTS)), np.nan, dtype="float32")
+    row, pollutant = np.nonzero(np.isfinite(rows.values))
+    cell = (rows.hour * len(rows.names) + rows.station)[row]
+    cube[cell, pollutant] = rows.values[row, pollutant]
+    if repeated := len(row) - int(np.isfinite(cube).sum()):
+        log.warning("station tables: %d values repeat a station, hour and pollutant; the last of each counts", repeated)
+    return cube
 
 
 def _collect(tables: Iterable[pd.DataFrame], start: np.datetime64, end: np.datetime64) -> _Rows:
@@ -106,13 +113,6 @@ def _part(
     values = inside.reindex(columns=list(POLLUTANTS)).to_numpy("float32")
     place = inside.reindex(columns=list(_PLACE)).to_numpy("float64")
     return hour, codes.astype("int64"), [str(name) for name in names], values, place
-
-
-def _report_duplicates(cell: NDArray[np.int64], size: int) -> None:
-    filled = np.zeros(size, dtype=bool)
-    filled[cell] = True
-    if repeated := len(cell) - int(filled.sum()):
-        log.warning("station tables: %d rows repeat a station and hour; the last of each counts", repeated)
 
 
 def _divide_moved(rows: _Rows, start: np.datetime64) -> _Rows:

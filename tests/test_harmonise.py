@@ -51,7 +51,15 @@ def test_duplicates_are_counted(caplog):
     with caplog.at_level(logging.WARNING, "aqnet"):
         cube = to_cube([table((0, "n:a", 1.0), (0, "n:a", 2.0)), table((0, "n:a", 3.0))], START, END)
     assert float(cube["pm2p5"][0, 0]) == 3
-    assert "2 rows repeat a station and hour" in caplog.text
+    assert "2 values repeat a station, hour and pollutant" in caplog.text
+
+
+def test_pollutants_of_a_station_may_come_in_tables_apart():
+    """As the EEA's do: a file a pollutant."""
+    ozone = table((0, "n:a", np.nan), (1, "n:a", np.nan)).assign(o3=[50.0, 60.0])
+    cube = to_cube([table((0, "n:a", 1.0), (1, "n:a", 2.0)), ozone], START, END)
+    assert cube["pm2p5"].values[:2, 0].tolist() == [1, 2]
+    assert cube["o3"].values[:2, 0].tolist() == [50, 60]
 
 
 def test_of_a_small_change_the_latest_coordinates_count_whatever_the_order_of_rows(caplog):

@@ -118,9 +118,9 @@ def iso(text: str) -> tuple[float, float | None] | None:
         return None
     year, month, day, hour, minute, second = (int(part or 0) for part in found.groups()[:6])
     local = hours_since_1970(year, month, day, hour, minute, second)
-    if local is None or (found[7] and int(found[7])):
+    if local is None:
         return None
-    return local, _offset(found[8])
+    return local + float(f"0.{found[7] or 0}") / 3600, _offset(found[8])
 
 
 def _offset(text: str | None) -> float | None:

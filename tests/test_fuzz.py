@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -46,6 +48,52 @@ def test_every_seed_is_read_and_right(name):
         outcome = attempt(name, seed.data)
         assert outcome.kind.startswith("read"), outcome.shape
         assert not outcome.findings
+
+
+def genuine(monkeypatch, name: str, data: bytes, stations: Path | None = None) -> None:
+    """Read a whole genuine file, and trace every value in it."""
+    layout = replace(LAYOUTS[name], seconds=60.0)
+    reader = source(layout.network)
+    sites = None
+    if stations is not None and reader.read_sites is not None:
+        sites = reader.read_sites(stations)
+        layout = replace(layout, known=frozenset(sites.frame.index[sites.frame["lon"].notna()]))
+    monkeypatch.setitem(LAYOUTS, name, layout)
+    outcome = attempt(name, data, lambda raw, _sites, truncated: reader.parse(raw, sites, truncated))
+    assert outcome.kind in ("read", "read in part"), outcome
+    assert not outcome.findings
+
+
+class TestGenuineFiles:
+    """The oracle and the readers, written apart, agree on every value of genuine files."""
+
+    def test_cnemc(self, shared_data, monkeypatch):
+        with zipfile.ZipFile(shared_data / "cnemc" / "unmodified_20191202-20191208.zip") as archive:
+            text = archive.read("china_sites_20191203.csv")
+        lines = text.splitlines(keepends=True)[:16]  # one hour
+        genuine(monkeypatch, "cnemc-wide", b"".join(lines), shared_data / "cnemc" / "stations.csv")
+
+    def test_cnemc_api(self, shared_data, monkeypatch):
+        with zipfile.ZipFile(shared_data / "samples" / "cnemc-api" / "2026-02-27.zip") as archive:
+            genuine(monkeypatch, "cnemc-api", archive.read("2026-02-27/2026-02-27T05.csv"))
+
+    def test_prsa(self, shared_data, monkeypatch):
+        with zipfile.ZipFile(shared_data / "prsa" / "PRSA_Data_20130301-20170228.zip") as archive:
+            text = archive.read("PRSA_Data_Dongsi_20130301-20170228.csv")
+        lines = text.splitlines(keepends=True)[:6001]
+        genuine(monkeypatch, "prsa", b"".join(lines), shared_data / "prsa" / "stations.csv")
+
+    @pytest.mark.parametrize(
+        ("name", "file", "sites"),
+        [
+            ("airnow-data", "airnow/HourlyData_2025072409.dat", "airnow/monitoring_site_locations.dat"),
+            ("airnow-aqobs", "airnow/HourlyAQObs_2026092715.dat", None),
+            ("openaq", "openaq/archive_location-7727-20221101_excerpt.csv", None),
+        ],
+    )
+    def test_samples(self, shared_data, monkeypatch, name, file, sites):
+        folder = shared_data / "samples"
+        genuine(monkeypatch, name, (folder / file).read_bytes(), folder / sites if sites else None)
 
 
 def later(table: pd.DataFrame) -> pd.DataFrame:

@@ -224,6 +224,7 @@ def test_the_row_in_an_error_is_that_of_the_file(sites):
     ("column", "kind", "message"),
     [
         ("Start", pa.timestamp("ns", "UTC"), "column 'Start': expected timestamps without a zone"),
+        ("Unit", pa.string_view(), "column 'Unit': expected text; found string_view"),
         ("Value", pa.string(), "column 'Value': expected decimals; found string"),
         ("Pollutant", pa.string(), "column 'Pollutant': expected whole numbers; found string"),
     ],

@@ -129,6 +129,7 @@ def test_round_trip(rows, mark, sites):
     [
         (line(24), "line 2, column 'hour': expected a whole number in 0..23; found '24'"),
         (line("1.5"), "line 2, column 'hour': expected a whole number"),
+        (line("1" + "0" * 400), "line 2, column 'hour': expected a whole number in 0..23; found '1000"),
         (line("x"), "line 2, column 'hour': expected a whole number; found 'x'"),
         (line("NA"), "line 2, column 'hour': expected a whole number"),
         (line(0, day="2013,2,29"), "line 2, column 'day': expected a day of the month; found '29'"),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import netCDF4
@@ -326,6 +327,22 @@ class TestValues:
         with pytest.raises(InputError, match=message):
             decode(cube(**changes), folder)
 
+    @pytest.mark.parametrize("value", [np.inf, 1e39, -1e12])
+    def test_what_no_concentration_is_names_its_variable(self, folder, value):
+        values = np.ones((4, 3))
+        values[2, 1] = value
+        with pytest.raises(InputError, match="variable 'pm': expected finite concentrations; found"):
+            decode(cube(pm=xr.Variable(("time", "station"), values, PM)), folder)
+
+    @pytest.mark.parametrize("kind", ["f4", "f8"])
+    def test_cells_that_were_never_written_are_missing(self, folder, kind):
+        values = np.ones((4, 3), dtype=kind)
+        values[2, 1] = netCDF4.default_fillvals[kind]
+        table = decode(
+            cube(pm=xr.Variable(("time", "station"), values, PM)), folder, encoding={"pm": {"_FillValue": None}}
+        )
+        assert len(as_dict(table)) == 11
+
 
 def test_other_feature_types_and_files(folder):
     with pytest.raises(InputError, match="expected featureType timeSeries"):
@@ -421,6 +438,13 @@ class TestIsolation:
         with pytest.raises(InputError, match=message):
             isolated.run(_WORK[work], "f.nc", b"")
         assert isolated.run(_size, "f.nc", b"abc") == 3
+
+    def test_a_pool_that_broke_is_made_anew(self):
+        assert isolated.run(_size, "f.nc", b"abc") == 3
+        pool = isolated._pool(os.getpid())
+        pool.stop()
+        pool.join()
+        assert isolated.run(_size, "f.nc", b"abcd") == 4
 
 
 def _size(_where: str, data: bytes) -> int:

@@ -64,6 +64,7 @@ DOUBTFUL = {
 _PREFIX = re.compile(r"^[A-Z]{2}/")
 
 COLUMNS = ("Samplingpoint", "Pollutant", "Start", "End", "Value", "Unit", "AggType", "Validity", "Verification")
+_TEXTS = ("Samplingpoint", "Unit", "AggType")
 SITE_COLUMNS = {
     "Sampling Point Id": pa.string(),
     "Air Quality Station EoI Code": pa.string(),
@@ -158,8 +159,7 @@ class _Rows:
         """Codes (N,) of a column of text, and the texts they stand for."""
         kind = self.table.schema.field(column).type
         kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-        right = pa.types.is_string(kind) or pa.types.is_large_string(kind)
-        codes, texts = pd.factorize(self._typed(column, right, "text").cast(kind).to_pandas())
+        codes, texts = pd.factorize(self._typed(column, True, "text").cast(kind).to_pandas())
         return codes.astype("int64"), [str(text) for text in texts]
 
     def codes(self, column: str, known: Mapping[int, object] | None = None) -> NDArray[np.int64]:
@@ -184,6 +184,11 @@ class _Rows:
         return found
 
 
+def _is_text(kind: pa.DataType) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
 def _as_found(cell: pa.Scalar) -> object:
     try:
         return cell.as_py()
@@ -204,6 +209,9 @@ def _read(raw: RawFile) -> _Rows:
     if table is None:
         found = ", ".join(map(shown, names[:20]))
         raise InputError(f"{raw.where}: expected the EEA's columns {', '.join(COLUMNS)}, each once; found {found}")
+    for name in _TEXTS:
+        if not _is_text(kind := table.schema.field(name).type):
+            raise InputError(f"{raw.where}, column '{name}': expected text; found {kind}")
     return _Rows(raw.where, table.append_column("row", pa.array(np.arange(1, table.num_rows + 1))))
 
 

@@ -1,9 +1,9 @@
 """Reads bytes in another process, so that a C library that crashes, hangs or eats memory on damaged bytes harms no one.
 
 HDF5 trusts lengths and offsets inside a file: of files with a few flipped bits about 1 in 200 sets it into an endless
-loop, and some end the process (docs/adr). One worker does that work for the whole run. It comes from a fork server that
-has the reader loaded already, so that a new one after a crash takes milliseconds, and no process with threads (torch's,
-say) is ever forked. It counts its own processor time, and so ends even where the process that asked was killed.
+loop, and some end the process (docs/adr/0011). One worker does that work for the whole run. It comes from a fork server
+that has the reader loaded already, so that a new one after a crash takes milliseconds, and no process with threads
+(torch's, say) is ever forked. It counts its own processor time, and so ends even where its parent was killed.
 """
 
 from __future__ import annotations
@@ -53,6 +53,15 @@ def run(function: Callable[[str, bytes], Result], where: str, data: bytes) -> Re
     InputError
         What `function` raises as such; and when it takes more than `TIMEOUT` or `MEMORY`, or its process dies.
     """
+    try:
+        return _ask(function, where, data)
+    except RuntimeError:  # pebble's: the pool itself is broken, its fork server ended by someone
+        with _LOCK:
+            _pool.cache_clear()
+        return _ask(function, where, data)
+
+
+def _ask(function: Callable[[str, bytes], Result], where: str, data: bytes) -> Result:
     seconds = int(TIMEOUT + TIMEOUT_PER_BYTE * len(data))
     with _LOCK:
         pool = _pool(os.getpid())

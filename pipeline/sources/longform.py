@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from pipeline.contract import POLLUTANTS, line_column
 from pipeline.errors import InputError
+from pipeline.sources import csvfile
 from pipeline.sources.csvfile import CsvFile
 from pipeline.sources.source import Span
 from pipeline.sources.units import factor
@@ -76,8 +77,8 @@ def identifiers(file: CsvFile, table: pa.Table, column: str, rows: NDArray[np.bo
 
 
 def shown(found: object) -> str:
-    """Text of a cell for an error: one line, not long."""
-    return " ".join(("" if found is None else str(found)).split())[:60]
+    """Text of a cell for an error: one printable line, not long; nothing for None."""
+    return csvfile.shown("" if found is None else found)
 
 
 def require(file: CsvFile, needed: Sequence[str], what: str) -> list[str]:

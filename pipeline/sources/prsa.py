@@ -111,11 +111,11 @@ def _starts(file: CsvFile, table: pa.Table) -> NDArray[np.datetime64]:
         ("month", month, 1, 12),
         ("hour", hour, 0, 23),
     ):
-        bad = ~((values >= low) & (values <= high) & (values % 1 == 0))
+        bad = ~((values >= low) & (values <= high) & (values == np.floor(values)))
         refuse(file, table, column, bad, f"a whole number in {low}..{high}")
     first = (year.astype("int64") - 1970).astype("M8[Y]").astype("M8[M]") + (month.astype("int64") - 1)
     length = ((first + 1).astype("M8[D]") - first.astype("M8[D]")).astype("int64")
-    refuse(file, table, "day", ~((day >= 1) & (day <= length) & (day % 1 == 0)), "a day of the month")
+    refuse(file, table, "day", ~((day >= 1) & (day <= length) & (day == np.floor(day))), "a day of the month")
     return (
         first.astype("M8[D]") + (day.astype("int64") - 1) + hour.astype("m8[h]") - CONVENTION.to_start.astype("m8[h]")
     )

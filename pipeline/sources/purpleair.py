@@ -32,7 +32,7 @@ MAX_DIFFERENCE, MAX_SHARE = 5.0, 0.61
 FEET = 0.3048
 
 #: Before there were such sensors; an earlier time is a broken one.
-FIRST = np.datetime64("2015-01-01", "s")
+FIRST, END = np.datetime64("2015-01-01", "s"), np.datetime64(f"{longform.YEARS.stop}-01-01", "s")
 
 _CHANNELS = ("pm2.5_cf_1_a", "pm2.5_cf_1_b", "humidity")
 _PLACE = ("latitude", "longitude")
@@ -156,7 +156,7 @@ def _times(file: CsvFile, table: pa.Table, rows: NDArray[np.bool_]) -> NDArray[n
     stamp = pd.to_datetime(text.where(iso), utc=True, format="ISO8601", errors="coerce").dt.tz_localize(None)
     count = pd.to_numeric(text.where(unix, "0")).to_numpy("int64").astype("M8[s]")
     time = np.where(unix, count, stamp.to_numpy("M8[s]"))
-    time[time < FIRST] = np.datetime64("NaT")
+    time[(time < FIRST) | (time >= END)] = np.datetime64("NaT")
     found = time[codes]
     longform.refuse(file, table, "time_stamp", rows & np.isnat(found), "Unix seconds, or YYYY-MM-DDThh:mm:ssZ")
     return np.where(rows, found, np.datetime64("NaT"))

@@ -21,8 +21,8 @@ from pipeline.contract import HOUR, POLLUTANTS, STANDARD_NAMES, line_column
 from pipeline.errors import InputError
 from pipeline.sources import isolated
 from pipeline.sources.archive import RawFile
-from pipeline.sources.csvfile import Truncated
-from pipeline.sources.longform import YEARS
+from pipeline.sources.csvfile import Truncated, shown
+from pipeline.sources.longform import MAX_NUMBER, YEARS
 from pipeline.sources.sites import SiteList
 from pipeline.sources.source import CONVENTIONS, Source
 from pipeline.sources.units import factor
@@ -46,6 +46,9 @@ _TIME_UNITS = re.compile(
     r"([T ]\d{1,2}:\d{2}(:\d{2}(\.\d+)?)?)? ?(Z|UTC|GMT|[+-]\d{2}:?\d{2})?",
     re.IGNORECASE,
 )
+#: What the library leaves in cells of floats that were never written (NetCDF Users Guide, appendix B): missing.
+UNWRITTEN = float(np.float32(9.969209968386869e36))
+
 _CODER = xr.coders.CFDatetimeCoder(use_cftime=False, time_unit="s")
 _MAGIC = (b"CDF", b"\x89HDF\r\n\x1a\n")
 
@@ -87,8 +90,8 @@ def _decoded(where: str, work: Callable[[], Result]) -> Result:
     except MemoryError:
         raise
     except Exception as error:  # whatever xarray, netCDF4 and HDF5 raise on damaged bytes
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{where}: expected a readable NetCDF file; found {type(error).__name__}: {reason}") from error
+        found = f"{type(error).__name__}: {shown(error)}"
+        raise InputError(f"{where}: expected a readable NetCDF file; found {found}") from error
 
 
 @dataclass(frozen=True)
@@ -99,8 +102,7 @@ class _Cube:
     data: xr.Dataset = field(repr=False)
 
     def error(self, name: object, expected: str, found: object) -> InputError:
-        shown = " ".join(str(found).split())[:200]
-        return InputError(f"{self.where}, variable '{name}': expected {expected}; found {shown}")
+        return InputError(f"{self.where}, variable '{shown(name)}': expected {expected}; found {shown(found)}")
 
     def text(self, name: str, attribute: str) -> str | None:
         """An attribute of a variable as text, None where it has none."""
@@ -185,11 +187,7 @@ def _names(cube: _Cube, variable: str) -> list[str]:
     except UnicodeDecodeError as error:
         raise cube.error(variable, "station codes in UTF-8", error) from error
     codes = [code.strip("\0 ") for code in codes]
-    if (
-        repeated := sorted({code for code in codes if code and codes.count(code) > 1})
-        if len(codes) < 2
-        else _twice(codes)
-    ):
+    if repeated := _twice(codes):
         raise cube.error(variable, "each station once", f"'{repeated[0]}' twice")
     return [code if ":" in code or not code else f"timeseries:{code}" for code in codes]
 
@@ -333,9 +331,11 @@ def _concentration(cube: _Cube, pollutant: str, name: str, layout: _Layout) -> N
     scale = factor(pollutant, known, CONVENTION.celsius)
     if scale is None:
         raise cube.error(name, f"a unit of concentration of {pollutant}", f"units {units!r}")
-    # What is no float32 is no concentration: it becomes infinite and is left out.
-    with np.errstate(over="ignore", invalid="ignore"):
-        return (_flat(cube, name, cube.numbers(name), layout) * scale).astype("float32")
+    values = _flat(cube, name, cube.numbers(name), layout) * scale
+    values[values == UNWRITTEN * scale] = np.nan
+    for found in values[np.abs(values) > MAX_NUMBER][:1]:
+        raise cube.error(name, "finite concentrations", f"{found:g}")
+    return values.astype("float32")
 
 
 def _starts(cube: _Cube, layout: _Layout) -> NDArray[np.datetime64]:

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from benchmarks.fuzz.attempt import ARCHIVE, attempt, make, prepared, run
+from benchmarks.fuzz.attempt import ARCHIVE, SITES, attempt, make, prepared, run
 from benchmarks.fuzz.drive import Tally, watched
 from benchmarks.fuzz.layouts import LAYOUTS, source
 from benchmarks.fuzz.mutate import Text
@@ -31,7 +31,7 @@ def caught():
         yield
 
 
-@pytest.mark.parametrize("name", [*LAYOUTS, ARCHIVE])
+@pytest.mark.parametrize("name", [*LAYOUTS, ARCHIVE, SITES])
 def test_damaged_files(name):
     for index in range(SHARE.get(name, 300)):
         outcome = run(name, 7, index)

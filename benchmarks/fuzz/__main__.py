@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from benchmarks.fuzz.attempt import ARCHIVE, make
+from benchmarks.fuzz.attempt import ARCHIVE, SITES, make
 from benchmarks.fuzz.drive import Tally, watched
 from benchmarks.fuzz.layouts import LAYOUTS
 
@@ -24,26 +24,25 @@ def main() -> int:
     parser.add_argument("--inputs", type=int, default=100_000, help="inputs a layout")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--minutes", type=float, default=math.inf, help="stop a layout after so many minutes")
     parser.add_argument("--save", type=Path, help="folder for the first inputs of each kind of finding")
     options = parser.parse_args()
-    known = {name: each.network for name, each in LAYOUTS.items()} | {ARCHIVE: ARCHIVE}
+    known = {name: each.network for name, each in LAYOUTS.items()} | {ARCHIVE: ARCHIVE, SITES: SITES}
     wanted = [name for name, own in known.items() if not options.networks or {name, own} & set(options.networks)]
     if not wanted:
         parser.error(f"expected networks or layouts of {', '.join(known)}; found {' '.join(options.networks)}")
     print(HEAD + "\n" + "|---" * HEAD.count("| ") + "|", flush=True)
     with ThreadPoolExecutor(options.processes) as pool:
-        tallies = pool.map(partial(_run, seed=options.seed, inputs=options.inputs), wanted)
+        tallies = pool.map(partial(_run, seed=options.seed, inputs=options.inputs, minutes=options.minutes), wanted)
         found = [_report(name, each, options.seed, options.save) for name, each in zip(wanted, tallies, strict=True)]
     return int(any(found))
 
 
-def _run(name: str, seed: int, inputs: int) -> tuple[Tally, float]:
-    start = time.monotonic()
-    return watched(name, seed, inputs), time.monotonic() - start
+def _run(name: str, seed: int, inputs: int, minutes: float) -> Tally:
+    return watched(name, seed, inputs, minutes=minutes)
 
 
-def _report(name: str, found: tuple[Tally, float], seed: int, save: Path | None) -> int:
-    tally, _seconds = found
+def _report(name: str, tally: Tally, seed: int, save: Path | None) -> int:
     share = {kind: f"{100 * n / tally.inputs:.1f} %" for kind, n in tally.outcomes.items()}
     cells = [
         name, f"{tally.inputs:,}", f"{tally.seconds:.0f}", f"{1e3 * tally.seconds / tally.inputs:.2f}",
@@ -55,7 +54,7 @@ def _report(name: str, found: tuple[Tally, float], seed: int, save: Path | None)
         print(f"  {kind}: {n}", file=sys.stderr)
         for index, what in tally.first[kind]:
             print(f"    input {index}: {what[:300]}", file=sys.stderr)
-            if save is not None and name != ARCHIVE:
+            if save is not None and name in LAYOUTS:
                 save.mkdir(parents=True, exist_ok=True)
                 (save / f"{name}-{kind.replace(' ', '-')}-{index}").write_bytes(make(name, seed, index))
     return sum(tally.findings.values())

@@ -19,7 +19,7 @@ from typing import TypeVar
 
 import pandas as pd
 
-from benchmarks.fuzz import mutate, netcdf, parquet, wrapped
+from benchmarks.fuzz import lists, mutate, netcdf, parquet, wrapped
 from benchmarks.fuzz.judge import Finding, judge_error, judge_means, judge_tables
 from benchmarks.fuzz.layouts import LAYOUTS, Layout, site_list, source
 from benchmarks.fuzz.mutate import Text
@@ -33,8 +33,8 @@ from pipeline.sources.sites import SiteList
 Parse = Callable[[RawFile, SiteList | None, str], Iterator[pd.DataFrame]]
 Result = TypeVar("Result")
 
-#: What is fuzzed besides the layouts: files in gzip and zip.
-ARCHIVE = "archive"
+#: What is fuzzed besides the layouts: files in gzip and zip, and lists of sites.
+ARCHIVE, SITES = "archive", "sites"
 
 
 class Hang(BaseException):
@@ -121,10 +121,15 @@ def _texts() -> list[bytes]:
 
 def run(name: str, seed: int, index: int) -> Outcome:
     """Make the input of a layout, seed and index, read it and judge what came of it."""
-    if name != ARCHIVE:
-        return attempt(name, make(name, seed, index))
-    file, data = wrapped.make(Random(f"{seed}/{name}/{index}"))
-    return _outcome(lambda: list(wrapped.read(file, data)), lambda found: wrapped.judge(data, found), [file], 5.0)
+    rng = Random(f"{seed}/{name}/{index}")
+    if name == ARCHIVE:
+        file, data = wrapped.make(rng)
+        return _outcome(lambda: list(wrapped.read(file, data)), lambda found: wrapped.judge(data, found), [file], 5.0)
+    if name == SITES:
+        listing, data = lists.make(rng)
+        read = lambda: list(lists.read(listing, data))  # noqa: E731
+        return _outcome(read, lambda found: lists.judge(listing, data, found), [listing.file], 5.0)
+    return attempt(name, make(name, seed, index))
 
 
 def attempt(name: str, data: bytes, parse: Parse | None = None) -> Outcome:

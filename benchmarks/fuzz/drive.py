@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import resource
 import time
@@ -85,14 +86,16 @@ def peak_bytes() -> int:
 Work = Callable[[str, int, list[int], Connection, "Synchronized[int]"], None]
 
 
-def watched(name: str, seed: int, inputs: int, work: Work | None = None) -> Tally:
-    """Tally `inputs` inputs of a layout, in children that are started anew after a crash."""
-    total = Tally()
+def watched(name: str, seed: int, inputs: int, work: Work | None = None, minutes: float = math.inf) -> Tally:
+    """Tally `inputs` inputs of a layout, or as many as `minutes` allow, in children started anew after a crash."""
+    total, start = Tally(), time.monotonic()
     left = list(range(inputs))
     while left:
         for part in _child(name, seed, left, work or _work):
             total.add(part)
             left = left[part.inputs :]
+            if time.monotonic() - start > 60 * minutes:
+                return total
         if left:
             index, what = _LAST.pop()
             total.inputs += 1
@@ -131,6 +134,8 @@ def _child(name: str, seed: int, indices: list[int], work: Work) -> Iterator[Tal
         child.join()
         _LAST.append((at.value, f"the process died with exit code {child.exitcode}"))
     finally:
+        if not done:
+            child.terminate()
         child.join()
         here.close()
 

@@ -350,7 +350,7 @@ def _unpacked(variable: Any) -> np.ndarray:
     scale, offset = _attr(variable, "scale_factor"), _attr(variable, "add_offset")
     with np.errstate(all="ignore"):
         values = values * (1 if scale is None else float(scale)) + (0 if offset is None else float(offset))
-    values[~np.isfinite(values)] = math.nan
+    values[~np.isfinite(values) | np.isclose(raw.astype("float64"), 9.96921e36, rtol=1e-5)] = math.nan
     return values
 
 

@@ -31,7 +31,7 @@ AFTER = np.timedelta64(12, "h")
 A_ROUND = 10
 
 #: Flags that count as the right one, where it is not only the kind's own: these all say "far from what is around".
-RIGHT = {"spike": ("spike", "buddy", "sct"), "gross": ("buddy", "sct", "spike", "range")}
+RIGHT = {"spike": ("spike", "buddy", "sct", "range"), "gross": ("buddy", "sct", "spike", "range")}
 
 #: Sizes of the second table.
 SPIKES = (2, 3, 4, 6, 8, -2, -3, -4, -6, -8)

@@ -258,22 +258,33 @@ def _panel(axes: Axes, field: xr.DataArray, style: _Style, title: str, stations:
     view = _view(field)
     axes.set_facecolor(NO_DATA)
     axes.pcolormesh(view.x, view.y, field.values, cmap=style.colormap, norm=style.norm, rasterized=True, zorder=1)
-    axes.imshow(_sea(view), extent=view.extent, origin="lower", interpolation="none", zorder=2, aspect=view.aspect)
-    for lines, width, pattern in ((coastlines(view.bbox), 0.8, "-"), (borders(view.bbox), 0.9, (0, (5, 2)))):
-        parts = [np.stack(view.to_axes(*line.T), axis=-1) for line in lines]
-        axes.add_collection(LineCollection(parts, colors=INK, linewidths=width, linestyles=pattern, zorder=3))
+    _surroundings(axes, view)
     if stations is not None:
         x, y = view.to_axes(stations[0], stations[1])
         axes.scatter(x, y, s=46, c="white", linewidths=0, zorder=4)
         axes.scatter(
             x, y, s=24, c=stations[2], cmap=style.colormap, norm=style.norm, edgecolors=INK, linewidths=0.6, zorder=5
         )
+    axes.set_title(title, loc="left", fontsize=13)
+    _colour_bar(axes, style)
+
+
+def _surroundings(axes: Axes, view: _View) -> None:
+    """Sea, coast, borders, graticule and scale bar; limits of the axes."""
+    axes.imshow(_sea(view), extent=view.extent, origin="lower", interpolation="none", zorder=2, aspect=view.aspect)
+    for lines, width, pattern in ((coastlines(view.bbox), 0.8, "-"), (borders(view.bbox), 0.9, (0, (5, 2)))):
+        parts = [np.stack(view.to_axes(*line.T), axis=-1) for line in lines]
+        axes.add_collection(LineCollection(parts, colors=INK, linewidths=width, linestyles=pattern, zorder=3))
     _graticule(axes, view)
     _scale_bar(axes, view)
     axes.set_xlim(view.extent[:2])
     axes.set_ylim(view.extent[2:])
-    axes.set_title(title, loc="left", fontsize=13)
-    _colour_bar(axes, style)
+
+
+def backdrop(axes: Axes, bbox: Bbox) -> None:
+    """Draw sea, coast, borders, graticule and scale bar of (W, S, E, N) in degrees, to plot stations on by lon, lat."""
+    lat, lon = (np.linspace(bbox[k], bbox[k + 2], 101) for k in (1, 0))
+    _surroundings(axes, _view(xr.DataArray(np.zeros((101, 101)), {"lat": lat, "lon": lon}, ("lat", "lon"))))
 
 
 def _sea(view: _View) -> Float:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from pipeline import quality_report
 from pipeline.score import markdown, records
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ def as_dict(run: Run) -> dict[str, Any]:
         "lineage": run.lineage,
         "stages": [asdict(stage) for stage in run.stages],
         "quality_control": quality(run).to_dict("index"),
+        "clocks": records(clocks(run)),
+        "alarms": quality_report.alarms(run.quality) if run.quality else [],
         "validation": asdict(run.validation) if run.validation else None,
         "withheld_stations": records(scores(run)),
         "files": {name: str(path) for name, path in run.files.items()},
@@ -41,6 +44,7 @@ def as_markdown(run: Run) -> str:
         f"Reanalysis {start} to {end} UTC": f"Revision {run.revision or 'unchanged'}, run {run.run_id}\n",
         "Stages": markdown(stages(run)),
         "Quality control: values flagged": markdown(quality(run)),
+        "Clocks of the networks": _clocks(run),
         "Scores at withheld stations (ug m-3)": markdown(scores(run)) if run.scores else "too few stations\n",
         "Validation": markdown(found.set_index("hours")),
         "Files": files,
@@ -54,7 +58,8 @@ def as_text(run: Run) -> str:
     files = "\n".join(f"  {name:12} {path}" for name, path in run.files.items())
     taken = stages(run).to_string(float_format="{:.1f}".format)
     found = markdown(scores(run)[["method", *COLUMNS]]) if run.scores else "too few stations to score\n"
-    return f"{taken}\n\n{found}\nPublished: {revision}\n{files}"
+    alarms = "".join(f"Check: {alarm}\n" for alarm in quality_report.alarms(run.quality)) if run.quality else ""
+    return f"{taken}\n\n{found}\n{alarms}Published: {revision}\n{files}"
 
 
 def stages(run: Run) -> pd.DataFrame:
@@ -64,8 +69,19 @@ def stages(run: Run) -> pd.DataFrame:
 
 def quality(run: Run) -> pd.DataFrame:
     """Count the flags of all months, a row a flag and a column a pollutant."""
-    counts = pd.concat(run.quality)
+    counts = pd.concat([record.counts for record in run.quality])
     return counts.pivot_table(index="flag", columns="pollutant", values="count", aggfunc="sum", sort=False)
+
+
+def clocks(run: Run) -> pd.DataFrame:
+    """Judge the clock of each network by all months; see `pipeline.qc.clocks.judge`."""
+    return quality_report.judged_clocks(run.quality) if run.quality else pd.DataFrame()
+
+
+def _clocks(run: Run) -> str:
+    found = clocks(run)
+    alarms = "".join(f"- **{alarm}**\n" for alarm in quality_report.alarms(run.quality)) if run.quality else ""
+    return alarms + (markdown(found) if len(found) else "no network had a daily cycle to judge\n")
 
 
 def scores(run: Run) -> pd.DataFrame:

@@ -18,16 +18,32 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from pipeline import analyse, evaluate, export, harmonise, maps, memory, provenance, qc, report, score, sources, write
+from pipeline import (
+    analyse,
+    evaluate,
+    export,
+    harmonise,
+    maps,
+    memory,
+    provenance,
+    qc,
+    quality_report,
+    report,
+    score,
+    sources,
+    write,
+)
 from pipeline.atomic import replacing
 from pipeline.config import Month, RunConfig, naive
 from pipeline.contract import HOUR
 from pipeline.grid import Grid
+from pipeline.qc.record import Record, record
 
 logger = logging.getLogger("aqnet")
 
 #: Names in the output folder.
 CUBE, PRODUCTS, LINEAGE, REPORT = "cube.icechunk", "products", "lineage.json", "run.json"
+QUALITY_REPORT = "quality-control.html"
 
 #: Share of land cells that may lack an estimate while some station reports: a region may be silent for hours.
 MAX_MISSING = 0.5
@@ -60,7 +76,7 @@ class Run:
     lineage: dict[str, str]
     candidate: write.Candidate
     stages: list[Stage] = field(default_factory=list)
-    quality: list[pd.DataFrame] = field(default_factory=list)
+    quality: list[Record] = field(default_factory=list)
     observed: list[xr.DataArray] = field(default_factory=list)
     scores: list[pd.DataFrame] = field(default_factory=list)
     validation: score.Validation | None = None
@@ -119,11 +135,13 @@ def ingest(run: Run, month: Month) -> xr.Dataset:
 
 
 def quality_control(run: Run, cube: xr.Dataset, month: Month) -> xr.Dataset:
-    """Flag suspect values; none is changed or deleted."""
+    """Flag suspect values; none is changed or deleted. A network whose clock is wrong is warned of."""
     with run.measured("quality control", _label(month)) as stage:
         flagged = qc.flag(cube, analyse.first_used(month[0]))
         own = flagged.sel(time=slice(month[0], None))
-        run.quality.append(qc.summary(own))
+        run.quality.append(record(flagged, month[0]))
+        for alarm in quality_report.alarms(run.quality):
+            logger.warning("quality control: %s", alarm)
         run.observed.append(qc.valid(own, "pm2p5"))
         stage.rows, stage.unit = cube.sizes["time"] * cube.sizes["station"], "station hours"
     return flagged
@@ -169,6 +187,7 @@ def publish(run: Run) -> None:
         run.files["cube"] = run.candidate.path
         for observed in run.observed:
             _publish_month(run, cube, observed)
+        run.files["quality control"] = _write_quality_report(run, products / QUALITY_REPORT)
         run.files["lineage"] = provenance.write_lineage(products / LINEAGE, run.lineage, run.inputs)
         stage.rows, stage.unit = len(run.files), "products"
     run.files["report"] = write_report(run, products / REPORT)
@@ -185,6 +204,15 @@ def _publish_month(run: Run, cube: xr.Dataset, observed: xr.DataArray) -> None:
         if min(run.grid.shape) > 1:  # one row or column of cells is no map
             picture = maps.summary_figure(cube.sel(time=slice(first, last)), path.with_suffix(".png"), observed)
             run.files[f"map {month}"] = picture
+
+
+def _write_quality_report(run: Run, path: Path) -> Path:
+    """Write the QC report, one page, on a map of all stations that count."""
+    period = "{} to {} UTC".format(*run.hours)
+    title = run.config.title or f"Observations of {run.config.source}"
+    around = run.grid.surroundings(analyse.EXTRAPOLATED_KM)
+    made_up = maps.simulated({"title": title})
+    return quality_report.write(run.quality, quality_report.About(title, period, run.run_id, around, made_up), path)
 
 
 def write_report(run: Run, path: Path) -> Path:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import html
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from uuid import UUID
@@ -16,7 +18,7 @@ import pytest
 import xarray as xr
 
 from flows import environment
-from pipeline import score, simulate, stages, write
+from pipeline import harmonise, report, score, simulate, stages, write
 from pipeline.config import RunConfig, from_sources
 from pipeline.errors import AqnetError, ConfigError, InputError, ProductError
 from pipeline.simulate import Simulation
@@ -82,7 +84,7 @@ def test_products_of_a_run(published: stages.Run) -> None:
     names = {path.name for path in (published.config.out / stages.PRODUCTS).iterdir()}
     stems = [f"pm25_test_aqnet_interim_v0.1.0_hourly_{days}" for days in ("20191130-20191130", "20191201-20191202")]
     pictures = {f"{stem}{ending}" for stem in stems for ending in (".nc", ".png")}
-    assert names == pictures | {"lineage.json", "run.json", "SHA256SUMS"}
+    assert names == pictures | {"lineage.json", "run.json", "quality-control.html", "SHA256SUMS"}
     with xr.open_dataset(published.files["netcdf 2019-12"]) as month:
         assert month.sizes["time"] == 30
         assert month.attrs["flow_run_id"] == "by-hand"
@@ -92,7 +94,7 @@ def test_products_of_a_run(published: stages.Run) -> None:
 def test_checksums_hold(published: stages.Run) -> None:
     products = published.config.out / stages.PRODUCTS
     lines = (products / "SHA256SUMS").read_text().splitlines()
-    assert len(lines) == 6
+    assert len(lines) == 7
     for line in lines:
         digest, name = line.split("  ")
         assert hashlib.sha256((products / name).read_bytes()).hexdigest() == digest
@@ -112,9 +114,33 @@ def test_the_report_tells_stages_and_lineage(published: stages.Run) -> None:
     assert [row["method"] for row in report["withheld_stations"]] == ["log_kriging", "idw_k8_p1", "AQ-Net"] * 2
     assert all(row["mae_median"] > 0 for row in report["withheld_stations"])
     assert report["quality_control"]["missing"]["pm2p5"] > 0
+    assert [(row["network"], row["verdict"]) for row in report["clocks"]] == [("cnemc", "right")]
+    assert report["alarms"] == []
     inputs = json.loads(published.files["lineage"].read_text())["inputs"]
     assert inputs == published.inputs
     assert inputs
+
+
+def test_a_zone_declared_8_hours_off_is_reported_by_the_run_itself(
+    small_simulation: Simulation, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: object
+) -> None:
+    monkeypatch.setattr(harmonise, "to_cube", late(harmonise.to_cube, 8))
+    run = run_stages(make_config(small_simulation, weights, tmp_path, end="2019-12-02"))
+    (alarm,) = json.loads(run.files["report"].read_text())["alarms"]
+    assert "network 'cnemc': its daily cycles" in alarm
+    assert "run 8 h late" in alarm
+    for text in (report.as_markdown(run), report.as_text(run), html.unescape(run.files["quality control"].read_text())):
+        assert alarm in text
+    assert alarm in caplog.text  # type: ignore[attr-defined]
+
+
+def late(to_cube: Callable[..., xr.Dataset], hours: int) -> Callable[..., xr.Dataset]:
+    """`to_cube` of a network whose zone is declared wrongly: all its values `hours` late."""
+
+    def shifted(*given: object) -> xr.Dataset:
+        return to_cube(*given).shift(time=hours).transpose("time", "station")
+
+    return shifted
 
 
 def test_two_short_runs_make_the_cube_of_one_long_run(

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from pipeline.contract import POLLUTANTS
 from pipeline.qc.alone import FLAT_HOURS, FLAT_LOOKBACK, MAXIMA, flag_alone, flag_pm10, newly_moved, pm10_too_low
+from pipeline.qc.clocks import clock
 from pipeline.qc.departure import (
     GROSS,
     LOG_OFFSET,
@@ -37,7 +38,18 @@ from pipeline.qc.shift import time_shifts
 from pipeline.qc.spatial import flag_spatially
 from pipeline.qc.twins import duplicates
 
-__all__ = ["FLAGS", "FLAT_HOURS", "INFORMATION", "INVALID", "LOOKBACK_HOURS", "MAXIMA", "flag", "summary", "valid"]
+__all__ = [
+    "FLAGS",
+    "FLAT_HOURS",
+    "INFORMATION",
+    "INVALID",
+    "LOOKBACK_HOURS",
+    "MAXIMA",
+    "clock",
+    "flag",
+    "summary",
+    "valid",
+]
 
 #: Hours before a cube's first that it needs for flags which do not depend on where it begins: the week before the UTC
 #: day, the day up to the hour, and what the checks of one station look back to.

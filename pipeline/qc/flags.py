@@ -64,17 +64,17 @@ def summary(cube: xr.Dataset) -> pd.DataFrame:
 
     Returns
     -------
-    DataFrame with one row a flag and pollutant: ``flag``, ``pollutant``, ``count`` and ``share``. The share is of the
-    values reported; of all station-hours for ``missing`` and ``gap``. A value with two flags counts twice.
+    DataFrame with one row a flag and pollutant: ``flag``, ``pollutant``, ``count``, ``share`` and what it is a share
+    ``of``: the values reported; all station-hours for ``missing`` and ``gap``. A value with two flags counts twice.
     """
-    return pd.DataFrame(_counts(cube), columns=["flag", "pollutant", "count", "share"])
+    return pd.DataFrame(_counts(cube), columns=["flag", "pollutant", "count", "share", "of"])
 
 
-def _counts(cube: xr.Dataset) -> Iterator[tuple[str, str, int, float]]:
+def _counts(cube: xr.Dataset) -> Iterator[tuple[str, str, int, float, int]]:
     for name, bit in FLAGS.items():
         for pollutant in POLLUTANTS:
             bits = cube[f"qc_{pollutant}"].to_numpy()
             absent = name in ("missing", "gap")
             of = bits.size if absent else int((bits & FLAGS["missing"] == 0).sum())
             count = int((bits & bit != 0).sum())
-            yield name, pollutant, count, count / max(of, 1)
+            yield name, pollutant, count, count / max(of, 1), of

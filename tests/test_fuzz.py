@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -33,7 +34,7 @@ def caught():
 
 @pytest.mark.parametrize("name", [*LAYOUTS, ARCHIVE, SITES])
 def test_damaged_files(name):
-    for index in range(SHARE.get(name, 300)):
+    for index in range(SHARE.get(name, 200)):
         outcome = run(name, 7, index)
         assert not outcome.findings, f"input {index} of {name}, seed 7"
 
@@ -208,3 +209,19 @@ def test_a_crash_costs_one_input():
     found = watched("table-csv", 1, 12, dying_at_7)
     assert (found.inputs, dict(found.findings)) == (12, {"crash": 1})
     assert found.first["crash"] == [(7, "the process died with exit code 11")]
+
+
+def hanging_at_3(_name, _seed, indices, there, at) -> None:
+    """What `watched` lets a child do: tallies of one input each, and no answer any more at input 3."""
+    for index in indices:
+        at.value = index
+        if index == 3:
+            threading.Event().wait()
+        there.send(Tally(inputs=1))
+    there.send(None)
+
+
+def test_a_hang_that_no_alarm_ends_costs_one_input(monkeypatch):
+    monkeypatch.setattr("benchmarks.fuzz.drive.SILENCE", 0.5)
+    found = watched("table-csv", 1, 6, hanging_at_3)
+    assert (found.inputs, dict(found.findings)) == (6, {"hang": 1})

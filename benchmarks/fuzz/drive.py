@@ -10,7 +10,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from multiprocessing.sharedctypes import Synchronized
+from typing import NamedTuple
 
 from benchmarks.fuzz.attempt import prepared, run
 
@@ -19,6 +21,9 @@ BATCH, ADDRESS_SPACE, BOMB = 500, 12 << 30, 512 << 20
 
 #: Seconds without a new input after which the child is taken for hung in C++.
 SILENCE = 60.0
+
+#: Seconds that a child may take to start.
+START = 120.0
 
 
 @dataclass
@@ -86,58 +91,66 @@ def peak_bytes() -> int:
 Work = Callable[[str, int, list[int], Connection, "Synchronized[int]"], None]
 
 
+class Death(NamedTuple):
+    """The end of a child before its time: a crash, or a hang that only a kill ends."""
+
+    index: int
+    kind: str
+    what: str
+
+
 def watched(name: str, seed: int, inputs: int, work: Work | None = None, minutes: float = math.inf) -> Tally:
     """Tally `inputs` inputs of a layout, or as many as `minutes` allow, in children started anew after a crash."""
     total, start = Tally(), time.monotonic()
     left = list(range(inputs))
     while left:
         for part in _child(name, seed, left, work or _work):
+            if isinstance(part, Death):
+                total.add(Tally(inputs=1, outcomes=Counter([part.kind])))
+                total.note(part.kind, part.index, part.what)
+                left.remove(part.index)
+                continue
             total.add(part)
             left = left[part.inputs :]
             if time.monotonic() - start > 60 * minutes:
                 return total
-        if left:
-            index, what = _LAST.pop()
-            total.inputs += 1
-            total.outcomes["crash"] += 1
-            total.note("crash", index, what)
-            left.remove(index)
     return total
 
 
-#: Where and how the last child died.
-_LAST: list[tuple[int, str]] = []
-
-
-def _child(name: str, seed: int, indices: list[int], work: Work) -> Iterator[Tally]:
+def _child(name: str, seed: int, indices: list[int], work: Work) -> Iterator[Tally | Death]:
+    """Tallies of one child, in the order of the indices, and its death where it did not get through."""
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe(duplex=False)
-    at = context.Value("q", indices[0], lock=False)
+    at = context.Value("q", -1, lock=False)  # until the first input is on
     child = context.Process(target=work, args=(name, seed, indices, there, at), daemon=False)
     child.start()
     there.close()
-    last, since, done = -1, time.monotonic(), False
+    last, since, through = -1, time.monotonic(), False
     try:
-        while not done:
+        while True:
             if here.poll(1.0):
-                part = here.recv()
-                done = part is None
-                if part is not None:
-                    yield part
+                if through := (part := here.recv()) is None:
+                    return
+                yield part
             elif at.value != last:
                 last, since = at.value, time.monotonic()
-            elif time.monotonic() - since > SILENCE + 60 * (last == -1):
-                child.kill()
-                _LAST.append((at.value, f"no answer in {SILENCE:g} s, killed"))
-                break
+            elif time.monotonic() - since > SILENCE + START * (last == -1):
+                yield Death(max(at.value, indices[0]), "hang", f"no answer in {SILENCE:g} s, killed")
+                return
     except EOFError:
         child.join()
-        _LAST.append((at.value, f"the process died with exit code {child.exitcode}"))
+        yield Death(max(at.value, indices[0]), "crash", f"the process died with exit code {child.exitcode}")
     finally:
-        if not done:
-            child.terminate()
-        child.join()
+        _end(child, through)
         here.close()
+
+
+def _end(child: BaseProcess, through: bool) -> None:
+    """Let a child that is through end by itself, and kill another."""
+    if through:
+        child.join(SILENCE)
+    child.kill()
+    child.join()
 
 
 def _work(name: str, seed: int, indices: list[int], there: Connection, at: Synchronized[int]) -> None:

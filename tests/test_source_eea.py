@@ -226,12 +226,14 @@ def test_the_row_in_an_error_is_that_of_the_file(sites):
         ("Start", pa.timestamp("ns", "UTC"), "column 'Start': expected timestamps without a zone"),
         ("Unit", pa.string_view(), "column 'Unit': expected text; found string_view"),
         ("Value", pa.string(), "column 'Value': expected decimals; found string"),
+        ("Value", pa.string_view(), "column 'Value': expected numbers or times; found string_view"),
+        ("Pollutant", pa.string_view(), "column 'Pollutant': expected numbers or times; found string_view"),
         ("Pollutant", pa.string(), "column 'Pollutant': expected whole numbers; found string"),
     ],
 )
 def test_other_types(sites, column, kind, message):
     schema = SCHEMA.set(SCHEMA.get_field_index(column), pa.field(column, kind))
-    text = {"Value": "7.5", "Pollutant": "6001"} if pa.types.is_string(kind) else {}
+    text = {"Value": "7.5", "Pollutant": "6001"} if kind in (pa.string(), pa.string_view()) else {}
     with pytest.raises(InputError, match=message):
         parse(parquet([row() | {name: value for name, value in text.items() if name == column}], schema), sites)
 

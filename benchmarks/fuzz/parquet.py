@@ -46,7 +46,15 @@ def mutated(seed: Parquet, rng: Random) -> bytes:
     for _ in range(tables):
         try:
             table = rng.choice(CHANGES)(rng, table, seed)
-        except (pa.ArrowException, ArithmeticError, ValueError, TypeError, LookupError, AttributeError):
+        except (
+            pa.ArrowException,
+            ArithmeticError,
+            ValueError,
+            TypeError,
+            LookupError,
+            AttributeError,
+            NotImplementedError,
+        ):
             continue  # a change that this table does not allow
     data = _serialised(rng, table)
     for _ in range(raw):

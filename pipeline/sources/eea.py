@@ -212,6 +212,9 @@ def _read(raw: RawFile) -> _Rows:
     for name in _TEXTS:
         if not _is_text(kind := table.schema.field(name).type):
             raise InputError(f"{raw.where}, column '{name}': expected text; found {kind}")
+    for name, kind in zip(table.column_names, table.schema.types, strict=True):
+        if pa.types.is_string_view(kind) or pa.types.is_binary_view(kind):  # no number, and Arrow cannot filter them
+            raise InputError(f"{raw.where}, column '{name}': expected numbers or times; found {kind}")
     return _Rows(raw.where, table.append_column("row", pa.array(np.arange(1, table.num_rows + 1))))
 
 

@@ -146,7 +146,8 @@ class CsvFile:
         except pa.ArrowInvalid as error:
             raise self._blame(types, error, missing) from error
         self._report(broken, truncated)
-        if _holds_infinity(table) or (re.search(rb"0[xX]", body) and any(map(pa.types.is_integer, table.schema.types))):
+        hexadecimal = (b"0x" in body or b"0X" in body) and any(map(pa.types.is_integer, table.schema.types))
+        if _holds_infinity(table) or hexadecimal:  # Arrow takes 0x10 for a whole number
             self._refuse_cells(types, missing)
         return table
 

@@ -23,6 +23,8 @@ from pipeline.qc.flags import FLAGS, INFORMATION, INVALID
 SHARES = (0, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1)
 #: Stations in the heat map, and flags in the picture over time.
 ROWS, KINDS = 25, 6
+#: Above this PM2.5 a series is drawn logarithmically from 100 on.
+EXTREME = 600.0
 PATTERNS = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)))
 NAMES = {"o3": "O3", "no2": "NO2", "pm2p5": "PM2.5"}
 _RED = "#b2182b"
@@ -108,9 +110,10 @@ def example_series(series: pd.DataFrame) -> bytes:
     invalid = series[(series["bits"] & (INVALID & ~FLAGS["missing"])) != 0]
     axes.plot(invalid.index, invalid["pm2p5"], "x", color=_RED, ms=5, label="flagged as invalid")
     axes.set_ylabel(f"PM2.5 ({UNIT})")
-    axes.set_yscale("symlog", linthresh=100)
+    if np.nanmax(series[["pm2p5", "neighbours"]].to_numpy()) > EXTREME:
+        axes.set_yscale("symlog", linthresh=100)
+        axes.yaxis.set_major_formatter("{x:g}")
     axes.set_ylim(bottom=0)
-    axes.yaxis.set_major_formatter("{x:g}")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, loc="upper left", ncols=3)
     _date_axis(axes)

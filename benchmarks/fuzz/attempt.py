@@ -21,7 +21,7 @@ import pandas as pd
 
 from benchmarks.fuzz import lists, mutate, netcdf, parquet, wrapped
 from benchmarks.fuzz.judge import Finding, judge_error, judge_means, judge_tables
-from benchmarks.fuzz.layouts import LAYOUTS, Layout, site_list, source
+from benchmarks.fuzz.layouts import LAYOUTS, Layout, site_list, source, told
 from benchmarks.fuzz.mutate import Text
 from benchmarks.fuzz.netcdf import Cube
 from benchmarks.fuzz.parquet import Parquet
@@ -145,7 +145,7 @@ def attempt(name: str, data: bytes, parse: Parse | None = None, truncated: Trunc
         warned = bool(RECORDS.texts or (sites is not None and sites.unknown))
         if layout.means is not None:
             return judge_means(tables, _claims(layout, data), warned, layout.label, layout.means)
-        return judge_tables(tables, _claims(layout, data), warned, layout.twice)
+        return judge_tables(tables, _claims(LAYOUTS[told(name, data)], data), warned, layout.twice)
 
     names = [raw.where, *([layout.sites[0]] if layout.sites else [])]
     outcome = _outcome(lambda: list(reader(raw, sites, truncated)), judged, names, layout.seconds)

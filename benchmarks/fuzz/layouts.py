@@ -110,6 +110,16 @@ LAYOUTS: dict[str, Layout] = {
 }  # fmt: skip
 
 
+def told(name: str, data: bytes) -> str:
+    """Layout that the first line of a file tells, where a network has several; a damaged one may be another's."""
+    first = next((line for line in data.removeprefix(b"\xef\xbb\xbf").split(b"\n") if line.strip()), b"")
+    if LAYOUTS[name].network == "cnemc":
+        return "cnemc-api" if b"timepoint" in first else "cnemc-wide"
+    if LAYOUTS[name].network == "airnow":
+        return "airnow-data" if first.count(b"|") == 8 else "airnow-aqobs"
+    return name
+
+
 @cache
 def source(network: str) -> Source:
     """The reader of a network; looking for plug-ins takes longer than reading a small file."""

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from pipeline.contract import POLLUTANTS, check_station_table, line_column
 from pipeline.errors import InputError
-from pipeline.sources import longform
+from pipeline.sources import columns, hourly
+from pipeline.sources.columns import TEXT
 from pipeline.sources.csvfile import CsvFile
-from pipeline.sources.longform import TEXT, Readings, to_table
+from pipeline.sources.longform import Readings, to_table
 
 HOUR0 = np.datetime64("2023-01-01T00", "h")
 FILE = CsvFile("f.csv", b"a,b\n")
@@ -62,7 +63,7 @@ def test_each_value_stands_once_with_the_line_that_counts(rows, by_precedence):
 
 def test_a_categorical_of_stations_gives_the_same_table():
     plain = readings([(0, "b:2", 0, 1.0, 2), (1, "a:1", 1, 2.0, 3), (0, "b:2", 1, 3.0, 4)])
-    quick = Readings(**(plain.__dict__ | {"station": longform.named(np.array([0, 1, 0]), ["b:2", "a:1"])}))
+    quick = Readings(**(plain.__dict__ | {"station": columns.named(np.array([0, 1, 0]), ["b:2", "a:1"])}))
     pd.testing.assert_frame_equal(to_table(plain), to_table(quick))
 
 
@@ -70,7 +71,7 @@ class TestHourlyMeans:
     def means(self, minutes, seconds, value):
         start = np.datetime64("2023-01-01T00:00", "s") + np.array(minutes, dtype="m8[m]")
         key = np.zeros(len(minutes), dtype="int64")
-        return longform.hourly_means(FILE, key, start, np.full(len(minutes), float(seconds)), np.array(value)[:, None])
+        return hourly.hourly_means(FILE, key, start, np.full(len(minutes), float(seconds)), np.array(value)[:, None])
 
     def test_of_whole_hours_is_the_value(self):
         found = self.means([0, 60, 180], 3600, [1.0, 2.0, 4.0])
@@ -100,7 +101,7 @@ class TestHourlyMeans:
 
 def test_cadence_is_the_median_gap_of_each_key():
     time = np.array(["2023-01-01T00:00", "2023-01-01T05:00", "2023-01-01T00:02", "2023-01-01T00:04"], dtype="M8[s]")
-    found = longform.cadences(np.array([0, 1, 0, 0]), time)
+    found = hourly.cadences(np.array([0, 1, 0, 0]), time)
     assert np.array_equal(found, [120, np.nan, 120, 120], equal_nan=True)
 
 
@@ -116,16 +117,16 @@ def test_dates_are_read_digit_for_digit(text):
     clock = found.set_column(1, "t", pa.array(["01:00", "01:00"]).dictionary_encode())
     clock = clock.set_column(1, "t", clock["t"].cast(TEXT))
     with pytest.raises(InputError, match=r"f.csv, line 3, column 'd': expected a date written as 2001-02-03"):
-        longform.clock_times(file, clock, "d", "t", "%Y-%m-%d", np.ones(2, dtype=bool))
+        columns.clock_times(file, clock, "d", "t", "%Y-%m-%d", np.ones(2, dtype=bool))
     rows = np.array([True, False])
-    found = longform.clock_times(file, clock, "d", "t", "%Y-%m-%d", rows)
+    found = columns.clock_times(file, clock, "d", "t", "%Y-%m-%d", rows)
     assert found[0] == np.datetime64("2023-01-01T01:00")
     assert np.isnat(found[1])
 
 
 def test_numbers_knows_marks_however_they_are_written():
     file = CsvFile("f.csv", b"a\n-999.0\n-999\n1e1\nnan\n")
-    found = longform.numbers(file, file.read({"a": pa.float64()}), "a", ("", "-999"))
+    found = columns.numbers(file, file.read({"a": pa.float64()}), "a", ("", "-999"))
     assert np.array_equal(found, [np.nan, np.nan, 10, np.nan], equal_nan=True)
 
 
@@ -133,10 +134,10 @@ def test_numbers_knows_marks_however_they_are_written():
 def test_numbers_refuses_what_is_none(text):
     file = CsvFile("f.csv", f"a\n1\n{text}\n".encode())
     with pytest.raises(InputError, match=r"f.csv, line 3, column 'a': expected a (finite )?number"):
-        longform.numbers(file, file.read({"a": pa.float64()}), "a")
+        columns.numbers(file, file.read({"a": pa.float64()}), "a")
 
 
 def test_coded_of_a_column_in_several_chunks():
     one, two = (pa.array(texts).dictionary_encode().cast(TEXT) for texts in (["b", None], ["a", "b"]))
-    found = longform.coded(pa.table({"c": pa.chunked_array([one, two])}), "c")
+    found = columns.coded(pa.table({"c": pa.chunked_array([one, two])}), "c")
     assert [found.texts[code] if code >= 0 else None for code in found.codes] == ["b", None, "a", "b"]

@@ -29,7 +29,7 @@ def line(hour: object = 0, values: str = "9,9,3,17,300,89", day: object = "2013,
 def sites(tmp_path_factory):
     path = tmp_path_factory.mktemp("prsa") / "stations.csv"
     path.write_text(LIST)
-    return prsa.read_sites(path)
+    return prsa.SOURCE.read_sites(path)
 
 
 def parse(body: str, sites, header: str = HEADER, truncated="error") -> pd.DataFrame:
@@ -182,9 +182,9 @@ def test_the_name_tells_the_hours():
 
 def test_the_list_must_be_one(tmp_path, sites):
     (tmp_path / "stations.csv").write_text("code,lon,lat\n")
-    with pytest.raises(InputError, match="expected a station list, with the column 'station'"):
-        prsa.read_sites(tmp_path / "stations.csv")
+    with pytest.raises(InputError, match="expected the columns station, lon, lat; 'station' is missing"):
+        prsa.SOURCE.read_sites(tmp_path / "stations.csv")
     with pytest.raises(InputError, match="found no such file"):
-        prsa.read_sites(tmp_path / "none.csv")
+        prsa.SOURCE.read_sites(tmp_path / "none.csv")
     with pytest.raises(InputError, match="expected a station list, because"):
         parse(line(), None)

@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 
 from pipeline.contract import POLLUTANTS
 from pipeline.errors import InputError
-from pipeline.sources import longform
+from pipeline.sources import columns, longform
 from pipeline.sources.archive import RawFile
+from pipeline.sources.columns import TEXT
 from pipeline.sources.csvfile import CsvFile, Truncated
-from pipeline.sources.longform import TEXT, Readings
+from pipeline.sources.longform import Readings
 from pipeline.sources.sites import SiteList, site_list
 from pipeline.sources.source import CONVENTIONS, Source, Span, base_name
 
@@ -63,7 +64,7 @@ def read_sites(path: Path) -> SiteList:
     file = CsvFile(str(path), path.read_bytes(), delimiter="|")
     if b"latitude" not in file.data.split(b"\n", 1)[0].lower():
         file = CsvFile(file.where, file.data, delimiter="|", names=SITE_COLUMNS)
-    longform.require(file, ("AQSID", "Latitude", "Longitude", "Status"), "AirNow's list of monitoring sites")
+    columns.require(file, ("AQSID", "Latitude", "Longitude", "Status"), "AirNow's list of monitoring sites")
     texts = ("AQSID", "FullAQSID", "StationID", "Status")
     numbers = {"Latitude": "lat", "Longitude": "lon", "Elevation": "elevation"}
     table = file.read(dict.fromkeys(texts, pa.string()) | dict.fromkeys(numbers, pa.float64()))
@@ -95,7 +96,7 @@ def parse(raw: RawFile, sites: SiteList | None, truncated: Truncated) -> Iterato
     elif "AQSID" in first and "ValidDate" in first:
         yield _aqobs(CsvFile(raw.where, raw.data), truncated, span)
     else:
-        found = longform.shown(first) or "an empty file"
+        found = columns.shown(first) or "an empty file"
         raise InputError(
             f"{raw.where}, line 1: expected AirNow HourlyData (date|time|AQSID|...|data source) or HourlyAQObs (header"
             f" with AQSID and ValidDate); found {found}"
@@ -108,20 +109,20 @@ def _hourly_data(file: CsvFile, sites: SiteList | None, truncated: Truncated, sp
         raise InputError(f"{file.where}: expected a site list ({lists}), because HourlyData has no coordinates")
     texts = ("date", "time", "AQSID", "parameter", "reporting units")
     table = file.read(dict.fromkeys(texts, TEXT) | {"value": pa.float64()}, truncated, DATA.missing)
-    pollutant = longform.coded(table, "parameter").map(_pollutant)
-    value = longform.numbers(file, table, "value", DATA.missing, pollutant >= 0)
+    pollutant = columns.coded(table, "parameter").map(_pollutant)
+    value = columns.numbers(file, table, "value", DATA.missing, pollutant >= 0)
     rows = (pollutant >= 0) & ~np.isnan(value)
     pollutant = np.where(rows, pollutant, -1)
-    value = value * longform.factors(file, table, "reporting units", pollutant, DATA.celsius)
-    time = longform.clock_times(file, table, "date", "time", "%m/%d/%y", rows) - DATA.to_start
-    codes, names = longform.identifiers(file, table, "AQSID", rows, "a site's AQSID")
-    rows &= _whole_hours(file, time) & longform.in_span(file, time, span)
+    value = value * columns.factors(file, table, "reporting units", pollutant, DATA.celsius)
+    time = columns.clock_times(file, table, "date", "time", "%m/%d/%y", rows) - DATA.to_start
+    codes, names = columns.identifiers(file, table, "AQSID", rows, "a site's AQSID")
+    rows &= _whole_hours(file, time) & columns.in_span(file, time, span)
     reports = np.bincount(codes[rows], minlength=len(names)) > 0
     places = sites.coordinates(names, reports, file.where)
     place = {name: np.append(places[name].to_numpy("float64"), np.nan)[codes] for name in ("lon", "lat", "elevation")}
     rows &= ~np.isnan(place["lon"])
     line = file.lines(table.num_rows)
-    station = longform.named(codes[rows], [f"airnow:{_nine(name)}" for name in names])
+    station = columns.named(codes[rows], [f"airnow:{_nine(name)}" for name in names])
     own = {name: column[rows] for name, column in place.items()}
     return longform.to_table(Readings(time[rows], station, pollutant[rows], value[rows], line[rows], **own))
 
@@ -140,35 +141,35 @@ def _whole_hours(file: CsvFile, time: NDArray[np.datetime64]) -> NDArray[np.bool
     """Rows (N,) whose hour is one of UTC; sites of zones with half hours report others, which no UTC hour can hold."""
     known = ~np.isnat(time)
     whole = known & (time == time.astype("M8[h]"))
-    longform.left_out(file, int((known & ~whole).sum()), "their hour does not begin at a whole hour UTC")
+    columns.left_out(file, int((known & ~whole).sum()), "their hour does not begin at a whole hour UTC")
     return whole
 
 
 def _aqobs(file: CsvFile, truncated: Truncated, span: Span | None) -> pd.DataFrame:
     keys = ("AQSID", "ValidDate", "ValidTime")
     needed = (*keys, "Latitude", "Longitude", "PM25", "PM25_Unit")
-    columns = [name for name in OBS_COLUMNS if name in longform.require(file, needed, "AirNow HourlyAQObs")]
-    units = {name: f"{name}_Unit" for name in columns}
-    longform.require(file, tuple(units.values()), "AirNow HourlyAQObs")
-    numbers = dict.fromkeys(("Latitude", "Longitude", "Elevation", *columns), pa.float64())
+    held = [name for name in OBS_COLUMNS if name in columns.require(file, needed, "AirNow HourlyAQObs")]
+    units = {name: f"{name}_Unit" for name in held}
+    columns.require(file, tuple(units.values()), "AirNow HourlyAQObs")
+    numbers = dict.fromkeys(("Latitude", "Longitude", "Elevation", *held), pa.float64())
     table = file.read(dict.fromkeys((*keys, *units.values()), TEXT) | numbers, truncated, OBS.missing)
     pieces = [_obs_column(file, table, name, unit) for name, unit in units.items()]
     reports = np.logical_or.reduce([~np.isnan(value) for value in pieces])
-    time = longform.clock_times(file, table, "ValidDate", "ValidTime", "%m/%d/%Y", reports) - OBS.to_start
-    codes, names = longform.identifiers(file, table, "AQSID", reports, "a site's AQSID")
-    lon = longform.degrees(file, table, "Longitude", 180, reports, blank=True)
-    lat = longform.degrees(file, table, "Latitude", 90, reports, blank=True)
+    time = columns.clock_times(file, table, "ValidDate", "ValidTime", "%m/%d/%Y", reports) - OBS.to_start
+    codes, names = columns.identifiers(file, table, "AQSID", reports, "a site's AQSID")
+    lon = columns.degrees(file, table, "Longitude", 180, reports, blank=True)
+    lat = columns.degrees(file, table, "Latitude", 90, reports, blank=True)
     placed = ~np.isnan(lon) & ~np.isnan(lat) & ((lon != 0) | (lat != 0))
-    longform.left_out(file, int((reports & ~placed).sum()), "rows of sites without coordinates")
-    rows = np.flatnonzero(reports & placed & _whole_hours(file, time) & longform.in_span(file, time, span))
+    columns.left_out(file, int((reports & ~placed).sum()), "rows of sites without coordinates")
+    rows = np.flatnonzero(reports & placed & _whole_hours(file, time) & columns.in_span(file, time, span))
     high = table["Elevation"].to_numpy() if "Elevation" in table.column_names else np.full(len(lon), np.nan)
-    number, at = np.divmod(np.arange(len(columns) * len(rows)), max(len(rows), 1))
+    number, at = np.divmod(np.arange(len(held) * len(rows)), max(len(rows), 1))
     row = rows[at]
     return longform.to_table(
         Readings(
             time=time[row],
-            station=longform.named(codes[row], [f"airnow:{_nine(name)}" for name in names]),
-            pollutant=np.array([POLLUTANTS.index(OBS_COLUMNS[name]) for name in columns], dtype="int64")[number],
+            station=columns.named(codes[row], [f"airnow:{_nine(name)}" for name in names]),
+            pollutant=np.array([POLLUTANTS.index(OBS_COLUMNS[name]) for name in held], dtype="int64")[number],
             value=np.array(pieces)[number, row],
             line=file.lines(table.num_rows)[row],
             **{"lon": lon[row], "lat": lat[row], "elevation": high[row]},
@@ -178,9 +179,9 @@ def _aqobs(file: CsvFile, truncated: Truncated, span: Span | None) -> pd.DataFra
 
 def _obs_column(file: CsvFile, table: pa.Table, name: str, unit: str) -> NDArray[np.float64]:
     """Values (N,) of one column in contract units."""
-    value = longform.numbers(file, table, name, OBS.missing)
+    value = columns.numbers(file, table, name, OBS.missing)
     pollutant = np.where(np.isnan(value), -1, POLLUTANTS.index(OBS_COLUMNS[name]))
-    return value * longform.factors(file, table, unit, pollutant, OBS.celsius)
+    return value * columns.factors(file, table, unit, pollutant, OBS.celsius)
 
 
 def name_span(name: str) -> Span | None:

@@ -18,10 +18,11 @@ from pyproj import Transformer
 
 from pipeline.contract import POLLUTANTS
 from pipeline.errors import InputError
-from pipeline.sources import longform
+from pipeline.sources import columns, longform
 from pipeline.sources.archive import RawFile
+from pipeline.sources.columns import TEXT
 from pipeline.sources.csvfile import CsvFile, Truncated
-from pipeline.sources.longform import TEXT, Readings
+from pipeline.sources.longform import Readings
 from pipeline.sources.sites import SiteList
 from pipeline.sources.source import CONVENTIONS, Source, Span, base_name
 
@@ -57,7 +58,7 @@ def parse(raw: RawFile, _sites: SiteList | None, truncated: Truncated) -> Iterat
     """Yield the StationTable of one hourly file; see `pipeline.sources.source.Source`."""
     file = CsvFile(raw.where, raw.data)
     _refuse_other_files(file)
-    longform.require(file, (*_TEXTS, *_TIMES, *_NUMBERS), "an EPA AQS hourly file")
+    columns.require(file, (*_TEXTS, *_TIMES, *_NUMBERS), "an EPA AQS hourly file")
     types = dict.fromkeys((*_TEXTS, *_TIMES), TEXT) | dict.fromkeys(_NUMBERS, pa.float64())
     table = file.read(types, truncated, CONVENTION.missing)
     yield _station_table(file, table, name_span(raw.base))
@@ -69,33 +70,33 @@ def _refuse_other_files(file: CsvFile) -> None:
             if column.startswith(begin):
                 raise InputError(
                     f"{file.where}, line 1: expected hourly values, with the column 'Sample Measurement'; found {kind}"
-                    f" (column '{longform.shown(column)}')"
+                    f" (column '{columns.shown(column)}')"
                 )
 
 
 def _station_table(file: CsvFile, table: pa.Table, span: Span | None) -> pd.DataFrame:
-    parameter = longform.coded(table, "Parameter Code")
+    parameter = columns.coded(table, "Parameter Code")
     pollutant = parameter.map(_pollutant)
     if table.num_rows and not (pollutant >= 0).any():
         raise InputError(
             f"{file.where}, column 'Parameter Code': expected {', '.join(PARAMETERS)};"
-            f" found {longform.shown(', '.join(parameter.texts))}"
+            f" found {columns.shown(', '.join(parameter.texts))}"
         )
-    value = longform.numbers(file, table, "Sample Measurement", CONVENTION.missing, pollutant >= 0)
+    value = columns.numbers(file, table, "Sample Measurement", CONVENTION.missing, pollutant >= 0)
     pollutant[np.isnan(value)] = -1
     rows = pollutant >= 0
-    value *= longform.factors(file, table, "Units of Measure", pollutant, CONVENTION.celsius)
+    value *= columns.factors(file, table, "Units of Measure", pollutant, CONVENTION.celsius)
     lon, lat = _places(file, table, rows)
     time = _times(file, table, rows, lon)
     station, names = _stations(file, table, rows)
-    poc = longform.numbers(file, table, "POC")
-    longform.refuse(file, table, "POC", rows & ~(poc >= 0), "a parameter occurrence code, 0 or more")
-    reference = longform.coded(table, "Parameter Code").map(lambda code: code != "88502")
-    rows &= longform.in_span(file, time, span)
+    poc = columns.numbers(file, table, "POC")
+    columns.refuse(file, table, "POC", rows & ~(poc >= 0), "a parameter occurrence code, 0 or more")
+    reference = columns.coded(table, "Parameter Code").map(lambda code: code != "88502")
+    rows &= columns.in_span(file, time, span)
     line = file.lines(table.num_rows)
     readings = Readings(
         time=time[rows],
-        station=longform.named(station[rows], names),
+        station=columns.named(station[rows], names),
         pollutant=pollutant[rows],
         value=value[rows],
         line=line[rows],
@@ -115,22 +116,22 @@ def _pollutant(code: str) -> int:
 
 def _times(file: CsvFile, table: pa.Table, rows: NDArray[np.bool_], lon: NDArray[np.float64]) -> NDArray[np.datetime64]:
     """UTC hours (N,) of the GMT columns, after checking them against the local ones: no zone is as far from noon."""
-    gmt = longform.clock_times(file, table, "Date GMT", "Time GMT", "%Y-%m-%d", rows)
-    local = longform.clock_times(file, table, "Date Local", "Time Local", "%Y-%m-%d", rows)
-    longform.refuse(file, table, "Time GMT", rows & (gmt != gmt.astype("M8[h]")), "the beginning of an hour, hh:00")
+    gmt = columns.clock_times(file, table, "Date GMT", "Time GMT", "%Y-%m-%d", rows)
+    local = columns.clock_times(file, table, "Date Local", "Time Local", "%Y-%m-%d", rows)
+    columns.refuse(file, table, "Time GMT", rows & (gmt != gmt.astype("M8[h]")), "the beginning of an hour, hh:00")
     ahead = np.where(rows, (local - gmt).astype("m8[s]").astype("int64"), 0) / 3600
     error = (ahead - lon / 15 + 12) % 24 - 12  # across the date line, too
     wrong = rows & ~(np.abs(error) <= MAX_ZONE_ERROR)
-    longform.refuse(file, table, "Date GMT", wrong, "a GMT date and time that fit the local ones and the longitude")
+    columns.refuse(file, table, "Date GMT", wrong, "a GMT date and time that fit the local ones and the longitude")
     return gmt - CONVENTION.to_start
 
 
 def _places(file: CsvFile, table: pa.Table, rows: NDArray[np.bool_]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """WGS84 longitude and latitude (N,); NAD27 is shifted (PROJ, about 10 m without its grids)."""
-    lon = longform.degrees(file, table, "Longitude", 180, rows)
-    lat = longform.degrees(file, table, "Latitude", 90, rows)
-    datum = longform.coded(table, "Datum").map(_datum)
-    longform.refuse(file, table, "Datum", rows & (datum == 0), "WGS84, NAD83, NAD27 or UNKNOWN")
+    lon = columns.degrees(file, table, "Longitude", 180, rows)
+    lat = columns.degrees(file, table, "Latitude", 90, rows)
+    datum = columns.coded(table, "Datum").map(_datum)
+    columns.refuse(file, table, "Datum", rows & (datum == 0), "WGS84, NAD83, NAD27 or UNKNOWN")
     old = np.flatnonzero(rows & (datum == 2))
     if len(old):
         pairs, at = np.unique(np.column_stack([lon[old], lat[old]]), axis=0, return_inverse=True)
@@ -153,9 +154,9 @@ def _stations(file: CsvFile, table: pa.Table, rows: NDArray[np.bool_]) -> tuple[
     """Code (N,) and name of each row's site, ``aqs:SS-CCC-NNNN``; -1 outside `rows`."""
     code, names = np.zeros(table.num_rows, dtype="int64"), [""]
     for column, width in (("State Code", 2), ("County Code", 3), ("Site Num", 4)):
-        part = longform.coded(table, column)
+        part = columns.coded(table, column)
         wide = part.map(_width)
-        longform.refuse(file, table, column, rows & (wide != width), f"a code of {width} letters or digits")
+        columns.refuse(file, table, column, rows & (wide != width), f"a code of {width} letters or digits")
         code, pairs = pd.factorize(code * (len(part.texts) + 1) + part.codes + 1)
         before, own = np.divmod(pairs, len(part.texts) + 1)
         names = [f"{names[b]}-{['', *part.texts][o]}" for b, o in zip(before, own, strict=True)]
@@ -169,7 +170,7 @@ def _width(code: str) -> int:
 def name_span(name: str) -> Span | None:
     """UTC hours that a year's file can hold: its year in local time anywhere; None when the name has no year."""
     found = _NAME.fullmatch(name)
-    if not found or int(found[2]) not in longform.YEARS:
+    if not found or int(found[2]) not in columns.YEARS:
         return None
     year = int(found[2])
     start, end = np.datetime64(f"{year:04}-01-01T00", "h"), np.datetime64(f"{year + 1:04}-01-01T00", "h")

@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -21,7 +20,7 @@ from pipeline.contract import POLLUTANTS, line_column
 from pipeline.errors import InputError
 from pipeline.sources.archive import RawFile
 from pipeline.sources.csvfile import CsvFile, Truncated, matrix, shown
-from pipeline.sources.sites import SiteList, site_list
+from pipeline.sources.sites import SiteList, read_list
 from pipeline.sources.source import CONVENTIONS, Source
 
 log = logging.getLogger("aqnet")
@@ -39,25 +38,6 @@ _LABEL = r"(?:19[7-9]|20[0-9]|21[0-9])[0-9]-[0-9]{2}-[0-9]{2}T[0-9]{2}00"
 
 _DAY_FILE = re.compile(r"china_sites_(\d{4})(\d{2})(\d{2})\.csv", re.IGNORECASE)
 _HOUR_FILE = re.compile(r"(\d{4})-(\d{2})-(\d{2})T(\d{2})\.csv", re.IGNORECASE)
-
-
-def read_sites(path: Path) -> SiteList:
-    """Read a station list: CSV with columns ``code,lon,lat`` (degrees); others are passed over.
-
-    Raises
-    ------
-    InputError
-        When the file or a column is missing, or a coordinate is not a number or out of range, naming the line.
-    """
-    if not path.is_file():
-        raise InputError(f"{path}: expected a station list (CSV with code, lon, lat); found no such file")
-    file = CsvFile(str(path), path.read_bytes())
-    header = file.header()
-    for column in ("code", "lon", "lat"):
-        if column not in header:
-            raise InputError(f"{path}: expected the columns code, lon, lat; '{column}' is missing")
-    numbers = dict.fromkeys(("lon", "lat", "elevation"), pa.float64())
-    return site_list(file, file.read({"code": pa.string()} | numbers).to_pandas())
 
 
 def parse(raw: RawFile, sites: SiteList | None, truncated: Truncated) -> Iterator[pd.DataFrame]:
@@ -204,5 +184,5 @@ SOURCE = Source(
     parse=parse,
     span=span,
     site_names=("stations.csv",),
-    read_sites=read_sites,
+    read_sites=read_list,
 )

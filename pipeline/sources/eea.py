@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 from pipeline.contract import HOUR, POLLUTANTS
 from pipeline.errors import InputError
 from pipeline.sources.archive import RawFile, contents, members
+from pipeline.sources.columns import MAX_NUMBER, YEARS, require, shown
 from pipeline.sources.csvfile import CsvFile, Truncated
-from pipeline.sources.longform import MAX_NUMBER, YEARS, Readings, require, shown, to_table
+from pipeline.sources.longform import Readings, to_table
 from pipeline.sources.sites import SiteList, site_list
 from pipeline.sources.source import CONVENTIONS, Source
 from pipeline.sources.units import factor

@@ -16,10 +16,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.contract import POLLUTANTS
-from pipeline.sources import longform
+from pipeline.sources import columns, hourly, longform
 from pipeline.sources.archive import RawFile
+from pipeline.sources.columns import TEXT
 from pipeline.sources.csvfile import CsvFile, Truncated
-from pipeline.sources.longform import TEXT, Readings
+from pipeline.sources.longform import Readings
 from pipeline.sources.sites import SiteList
 from pipeline.sources.source import CONVENTIONS, Source, Span
 
@@ -38,35 +39,35 @@ _NAME = re.compile(r"loc(?:ation)?-\d+-(\d{4})(\d{2})(\d{2})\.csv(\.gz)?", re.IG
 def parse(raw: RawFile, _sites: SiteList | None, truncated: Truncated) -> Iterator[pd.DataFrame]:
     """Yield the StationTable of one archive file; see `pipeline.sources.source.Source`."""
     file = CsvFile(raw.where, raw.data)
-    header = longform.require(file, (*_TEXTS, *_NUMBERS), "an OpenAQ archive file")
+    header = columns.require(file, (*_TEXTS, *_NUMBERS), "an OpenAQ archive file")
     sensor = "sensors_id" if "sensors_id" in header else "sensor_id"  # in the files, and in the documentation
-    longform.require(file, (sensor,), "an OpenAQ archive file")
+    columns.require(file, (sensor,), "an OpenAQ archive file")
     types = dict.fromkeys(_TEXTS, TEXT) | dict.fromkeys(_NUMBERS, pa.float64()) | {sensor: pa.int64()}
     yield _station_table(file, file.read(types, truncated, CONVENTION.missing), sensor, name_span(raw.base))
 
 
 def _station_table(file: CsvFile, table: pa.Table, sensor: str, span: Span | None) -> pd.DataFrame:
-    pollutant = longform.coded(table, "parameter").map(_pollutant)
-    value = longform.numbers(file, table, "value", CONVENTION.missing, pollutant >= 0)
+    pollutant = columns.coded(table, "parameter").map(_pollutant)
+    value = columns.numbers(file, table, "value", CONVENTION.missing, pollutant >= 0)
     pollutant[np.isnan(value)] = -1
     rows = pollutant >= 0
-    value *= longform.factors(file, table, "units", pollutant, CONVENTION.celsius)
+    value *= columns.factors(file, table, "units", pollutant, CONVENTION.celsius)
     end = _times(file, table, rows)
-    places, names = longform.identifiers(file, table, "location_id", rows, "an OpenAQ location id")
-    lon = longform.degrees(file, table, "lon", 180, rows)
-    lat = longform.degrees(file, table, "lat", 90, rows)
+    places, names = columns.identifiers(file, table, "location_id", rows, "an OpenAQ location id")
+    lon = columns.degrees(file, table, "lon", 180, rows)
+    lat = columns.degrees(file, table, "lat", 90, rows)
     sensors = table[sensor].fill_null(-1).to_numpy()
-    longform.refuse(file, table, sensor, rows & (sensors < 0), "an OpenAQ sensor id")
+    columns.refuse(file, table, sensor, rows & (sensors < 0), "an OpenAQ sensor id")
     index = _latest(np.flatnonzero(rows), places, sensors, pollutant, end)
     own, different = pd.factorize(sensors[index])
     key, pairs = pd.factorize((places[index] * len(POLLUTANTS) + pollutant[index]) * max(len(different), 1) + own)
     means = _hourly(file, key, len(pairs), end[index], value[index])
     last = index[means.last]
-    inside = longform.in_span(file, means.hour, span)
+    inside = columns.in_span(file, means.hour, span)
     last, hour, mean = last[inside], means.hour[inside], means.mean[inside, 0]
     readings = Readings(
         time=hour,
-        station=longform.named(places[last], [f"openaq:{name}" for name in names]),
+        station=columns.named(places[last], [f"openaq:{name}" for name in names]),
         pollutant=pollutant[last],
         value=mean,
         line=file.lines(table.num_rows)[last],
@@ -90,13 +91,13 @@ def _latest(index: NDArray[np.int64], *columns: NDArray[np.generic]) -> NDArray[
 
 def _times(file: CsvFile, table: pa.Table, rows: NDArray[np.bool_]) -> NDArray[np.datetime64]:
     """UTC seconds (N,) of the ends of the averaging periods; NaT outside `rows`."""
-    codes, texts = longform.coded(table, "datetime")
+    codes, texts = columns.coded(table, "datetime")
     text = pd.Series([*texts, ""], dtype="object")
     good = text.str.fullmatch(_TIME).to_numpy(dtype=bool) & np.array([_near(t) for t in text])
     time = pd.to_datetime(text.where(good), utc=True, format="ISO8601", errors="coerce")
-    time = time.where(time.dt.year.isin(longform.YEARS)).dt.tz_localize(None)
+    time = time.where(time.dt.year.isin(columns.YEARS)).dt.tz_localize(None)
     found = time.to_numpy("M8[s]")[codes]
-    longform.refuse(file, table, "datetime", rows & np.isnat(found), "YYYY-MM-DDThh:mm:ss+hh:mm")
+    columns.refuse(file, table, "datetime", rows & np.isnat(found), "YYYY-MM-DDThh:mm:ss+hh:mm")
     return np.where(rows, found, np.datetime64("NaT"))
 
 
@@ -110,12 +111,12 @@ def _near(text: str) -> bool:
 
 def _hourly(
     file: CsvFile, key: NDArray[np.int64], keys: int, end: NDArray[np.datetime64], value: NDArray[np.float64]
-) -> longform.Means:
+) -> hourly.Means:
     """Hourly means of each sensor's samples, by the time from one sample to the next; at most an hour."""
-    longform.refuse_longer(file, "datetime", key, keys, end, hours=24)
-    seconds = np.fmin(np.nan_to_num(longform.cadences(key, end), nan=3600.0), 3600.0)
+    hourly.refuse_longer(file, "datetime", key, keys, end, hours=24)
+    seconds = np.fmin(np.nan_to_num(hourly.cadences(key, end), nan=3600.0), 3600.0)
     ahead = seconds if CONVENTION.label == "end" else np.zeros(len(seconds))
-    return longform.hourly_means(file, key, end - ahead.astype("m8[s]"), seconds, value[:, None])
+    return hourly.hourly_means(file, key, end - ahead.astype("m8[s]"), seconds, value[:, None])
 
 
 def name_span(name: str) -> Span | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from pipeline.contract import line_column
 from pipeline.errors import InputError
 from pipeline.sources.archive import RawFile
+from pipeline.sources.columns import YEARS, refuse, require
 from pipeline.sources.csvfile import CsvFile, Truncated
-from pipeline.sources.longform import YEARS, refuse, require
-from pipeline.sources.sites import SiteList, site_list
+from pipeline.sources.sites import SiteList, read_list
 from pipeline.sources.source import CONVENTIONS, Source, Span
 from pipeline.sources.units import factor
 
@@ -32,22 +32,6 @@ COLUMNS = {"PM2.5": "pm2p5", "PM10": "pm10", "SO2": "so2", "NO2": "no2", "O3": "
 TIME = ("year", "month", "day", "hour")
 
 _FILE = re.compile(r"PRSA_Data_\w+_(\d{4})(\d{2})(\d{2})-(\d{4})(\d{2})(\d{2})\.csv", re.IGNORECASE)
-
-
-def read_sites(path: Path) -> SiteList:
-    """Read a station list: CSV with ``station,lon,lat`` (degrees); others are passed over.
-
-    Raises
-    ------
-    InputError
-        When the file or a column is missing, or a coordinate is not a number or out of range, naming the line.
-    """
-    if not path.is_file():
-        raise InputError(f"{path}: expected a station list (CSV with station, lon, lat); found no such file")
-    file = CsvFile(str(path), path.read_bytes())
-    require(file, ("station", "lon", "lat"), "a station list")
-    numbers = dict.fromkeys(("lon", "lat", "elevation"), pa.float64())
-    return site_list(file, file.read({"station": pa.string()} | numbers).to_pandas(), code="station")
 
 
 def parse(raw: RawFile, sites: SiteList | None, truncated: Truncated) -> Iterator[pd.DataFrame]:
@@ -168,6 +152,6 @@ SOURCE = Source(
     parse=parse,
     span=span,
     site_names=("stations.csv",),
-    read_sites=read_sites,
+    read_sites=partial(read_list, code="station"),
     sites_needed=True,
 )

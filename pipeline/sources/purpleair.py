@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 
 from pipeline.contract import POLLUTANTS
 from pipeline.errors import InputError
-from pipeline.sources import longform
+from pipeline.sources import columns, hourly, longform
 from pipeline.sources.archive import RawFile
+from pipeline.sources.columns import TEXT
 from pipeline.sources.csvfile import CsvFile, Truncated
-from pipeline.sources.longform import TEXT, Readings
+from pipeline.sources.longform import Readings
 from pipeline.sources.sites import SiteList, site_list
 from pipeline.sources.source import CONVENTIONS, Source
 
@@ -32,7 +33,7 @@ MAX_DIFFERENCE, MAX_SHARE = 5.0, 0.61
 FEET = 0.3048
 
 #: Before there were such sensors; an earlier time is a broken one.
-FIRST, END = np.datetime64("2015-01-01", "s"), np.datetime64(f"{longform.YEARS.stop}-01-01", "s")
+FIRST, END = np.datetime64("2015-01-01", "s"), np.datetime64(f"{columns.YEARS.stop}-01-01", "s")
 
 _CHANNELS = ("pm2.5_cf_1_a", "pm2.5_cf_1_b", "humidity")
 _PLACE = ("latitude", "longitude")
@@ -64,7 +65,7 @@ def read_sites(path: Path) -> SiteList:
     if not path.is_file():
         raise InputError(f"{path}: expected a sensor list (CSV with sensor_index, latitude, longitude); found none")
     file = CsvFile(str(path), path.read_bytes())
-    longform.require(file, ("sensor_index", *_PLACE), "a PurpleAir sensor list")
+    columns.require(file, ("sensor_index", *_PLACE), "a PurpleAir sensor list")
     numbers = dict.fromkeys((*_PLACE, "altitude"), pa.float64())
     frame = file.read({"sensor_index": pa.int64()} | numbers).to_pandas()
     frame = frame.rename(columns={"latitude": "lat", "longitude": "lon"})
@@ -77,11 +78,11 @@ def read_sites(path: Path) -> SiteList:
 def parse(raw: RawFile, sites: SiteList | None, truncated: Truncated) -> Iterator[pd.DataFrame]:
     """Yield the StationTable of one history file; see `pipeline.sources.source.Source`."""
     file = CsvFile(raw.where, raw.data)
-    header = longform.require(file, ("time_stamp",), "a PurpleAir history file")
+    header = columns.require(file, ("time_stamp",), "a PurpleAir history file")
     if not set(_CHANNELS) <= set(header):
         raise InputError(
             f"{file.where}, line 1: expected the columns {', '.join(_CHANNELS)}, because the correction is for cf_1 and"
-            f" needs both channels; found {longform.shown(','.join(header[:8]))}"
+            f" needs both channels; found {columns.shown(','.join(header[:8]))}"
         )
     if not set(_PLACE) <= set(header) and sites is None:
         raise InputError(
@@ -93,19 +94,19 @@ def parse(raw: RawFile, sites: SiteList | None, truncated: Truncated) -> Iterato
 
 
 def _station_table(file: CsvFile, table: pa.Table, sites: SiteList | None, base: str) -> pd.DataFrame:
-    columns = np.column_stack([longform.numbers(file, table, name, CONVENTION.missing) for name in _CHANNELS])  # (N, 3)
+    samples = np.column_stack([columns.numbers(file, table, name, CONVENTION.missing) for name in _CHANNELS])  # (N, 3)
     with np.errstate(invalid="ignore"):
-        rows = np.isfinite(columns).all(axis=1) & (columns[:, 2] >= 0) & (columns[:, 2] <= 100)
-    longform.left_out(file, int((~rows).sum()), "a channel or the humidity is missing, or it is not in 0..100 %")
+        rows = np.isfinite(samples).all(axis=1) & (samples[:, 2] >= 0) & (samples[:, 2] <= 100)
+    columns.left_out(file, int((~rows).sum()), "a channel or the humidity is missing, or it is not in 0..100 %")
     sensors = _sensors(file, table, rows, base)
     time = _times(file, table, rows)
     index = np.flatnonzero(rows)
     again = pd.DataFrame({"sensor": sensors[index], "time": time[index]}).duplicated(keep="last").to_numpy()
     index = index[~again]
     key, names = pd.factorize(sensors[index])
-    longform.refuse_longer(file, "time_stamp", key, len(names), time[index], hours=6)
-    seconds = np.fmin(np.nan_to_num(longform.cadences(key, time[index]), nan=3600.0), 3600.0)
-    means = longform.hourly_means(file, key, time[index] - CONVENTION.to_start, seconds, columns[index])
+    hourly.refuse_longer(file, "time_stamp", key, len(names), time[index], hours=6)
+    seconds = np.fmin(np.nan_to_num(hourly.cadences(key, time[index]), nan=3600.0), 3600.0)
+    means = hourly.hourly_means(file, key, time[index] - CONVENTION.to_start, seconds, samples[index])
     agree = _agree(file, means.mean[:, 0], means.mean[:, 1])
     last, hour, mean = index[means.last][agree], means.hour[agree], means.mean[agree]
     place = _places(file, table, sites, sensors, rows)
@@ -114,7 +115,7 @@ def _station_table(file: CsvFile, table: pa.Table, sites: SiteList | None, base:
     codes, own = pd.factorize(sensors[last])
     readings = Readings(
         time=hour,
-        station=longform.named(codes, [f"purpleair:{sensor}" for sensor in own]),
+        station=columns.named(codes, [f"purpleair:{sensor}" for sensor in own]),
         pollutant=np.full(len(last), POLLUTANTS.index("pm2p5")),
         value=corrected((mean[:, 0] + mean[:, 1]) / 2, mean[:, 2]),
         line=file.lines(table.num_rows)[last],
@@ -127,7 +128,7 @@ def _agree(file: CsvFile, a: NDArray[np.float64], b: NDArray[np.float64]) -> NDA
     """Hours (M,) in which the channels agree, by the criterion of Barkjohn et al. 2021 (there for daily means)."""
     apart = np.abs(a - b)
     agree = (apart <= MAX_DIFFERENCE) | (apart <= MAX_SHARE * np.abs(a + b) / 2)
-    longform.left_out(
+    columns.left_out(
         file, int((~agree).sum()), f"channels A and B differ by more than {MAX_DIFFERENCE:g} ug m-3 and {MAX_SHARE:.0%}"
     )
     return agree
@@ -137,19 +138,19 @@ def _sensors(file: CsvFile, table: pa.Table, rows: NDArray[np.bool_], base: str)
     """Sensor index (N,), of its column or else of the file's name, as the download tool writes it."""
     if "sensor_index" in table.column_names:
         found = table["sensor_index"].fill_null(-1).to_numpy()
-        longform.refuse(file, table, "sensor_index", rows & (found < 0), "a sensor's index")
+        columns.refuse(file, table, "sensor_index", rows & (found < 0), "a sensor's index")
         return found
     if not (name := _NAME.fullmatch(base)) or len(name[1]) > 18:
         raise InputError(
             f"{file.where}, line 1: expected the column sensor_index, or a file name that begins with it; found"
-            f" {longform.shown(base)}"
+            f" {columns.shown(base)}"
         )
     return np.full(table.num_rows, int(name[1]))
 
 
 def _times(file: CsvFile, table: pa.Table, rows: NDArray[np.bool_]) -> NDArray[np.datetime64]:
     """UTC seconds (N,) of ``time_stamp``, Unix seconds or ISO 8601 with Z; NaT outside `rows`."""
-    codes, texts = longform.coded(table, "time_stamp")
+    codes, texts = columns.coded(table, "time_stamp")
     text = pd.Series([*texts, ""], dtype="object")
     iso = text.str.fullmatch(_ISO).to_numpy(dtype=bool)
     unix = text.str.fullmatch("[0-9]{10}").to_numpy(dtype=bool)
@@ -158,7 +159,7 @@ def _times(file: CsvFile, table: pa.Table, rows: NDArray[np.bool_]) -> NDArray[n
     time = np.where(unix, count, stamp.to_numpy("M8[s]"))
     time[(time < FIRST) | (time >= END)] = np.datetime64("NaT")
     found = time[codes]
-    longform.refuse(file, table, "time_stamp", rows & np.isnat(found), "Unix seconds, or YYYY-MM-DDThh:mm:ssZ")
+    columns.refuse(file, table, "time_stamp", rows & np.isnat(found), "Unix seconds, or YYYY-MM-DDThh:mm:ssZ")
     return np.where(rows, found, np.datetime64("NaT"))
 
 
@@ -167,8 +168,8 @@ def _places(
 ) -> dict[str, NDArray[np.float64]]:
     """``lon``, ``lat`` and ``elevation``, each (N,), of the file's columns or else of the sensor list."""
     if set(_PLACE) <= set(table.column_names):
-        lon = longform.degrees(file, table, "longitude", 180, rows)
-        lat = longform.degrees(file, table, "latitude", 90, rows)
+        lon = columns.degrees(file, table, "longitude", 180, rows)
+        lat = columns.degrees(file, table, "latitude", 90, rows)
         return {"lon": lon, "lat": lat, "elevation": np.full(len(lon), np.nan)}
     assert sites is not None  # `parse` made sure
     codes, names = pd.factorize(sensors)

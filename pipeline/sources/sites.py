@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.errors import InputError
@@ -65,6 +67,24 @@ class SiteList:
         if self.unknown:
             codes = list(self.unknown)
             log.warning("%s: no line for %d codes, left out: %s", self.file.where, len(codes), _some(codes))
+
+
+def read_list(path: Path, code: str = "code") -> SiteList:
+    """Read a site list: CSV with columns `code`, ``lon``, ``lat`` (degrees), optionally ``elevation`` (m).
+
+    Raises
+    ------
+    InputError
+        When the file or a column is missing, or a coordinate is not a number or out of range, naming the line.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: expected a station list (CSV with {code}, lon, lat); found no such file")
+    file = CsvFile(str(path), path.read_bytes())
+    for column in (code, "lon", "lat"):
+        if column not in file.header():
+            raise InputError(f"{path}: expected the columns {code}, lon, lat; '{column}' is missing")
+    numbers = dict.fromkeys(("lon", "lat", "elevation"), pa.float64())
+    return site_list(file, file.read({code: pa.string()} | numbers).to_pandas(), code)
 
 
 def site_list(file: CsvFile, frame: pd.DataFrame, code: str = "code") -> SiteList:

@@ -21,8 +21,8 @@ from pipeline.contract import HOUR, POLLUTANTS, STANDARD_NAMES, line_column
 from pipeline.errors import InputError
 from pipeline.sources import isolated
 from pipeline.sources.archive import RawFile
+from pipeline.sources.columns import MAX_NUMBER, YEARS
 from pipeline.sources.csvfile import Truncated, shown
-from pipeline.sources.longform import MAX_NUMBER, YEARS
 from pipeline.sources.sites import SiteList
 from pipeline.sources.source import CONVENTIONS, Source
 from pipeline.sources.units import factor

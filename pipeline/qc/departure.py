@@ -44,7 +44,7 @@ WITNESSES = {"pm2p5": "pm10", "pm10": "pm2p5"}
 UNWITNESSED = 0.3
 #: In dust (the neighbours' PM10 above this, ug m-3, and above so many times their PM2.5) fronts are sharp and the fine
 #: share differs from place to place: departures must be larger by this much (log).
-DUST_LEVEL, DUST_RATIO, DUST = 150.0, 3.0, 0.3
+DUST_LEVEL, DUST_RATIO, DUST = 150.0, 2.5, 0.5
 
 #: A departure that no history explains, whether new or lasting (log), and beyond all neighbours (but one of many).
 GROSS, GROSS_SPREADS, GROSS_BEYOND = 0.85, 3.0, 0.3

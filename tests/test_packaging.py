@@ -41,7 +41,8 @@ def test_wheel_holds_every_module_and_the_weights(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         held = {name for name in archive.namelist() if ".dist-info/" not in name}
     sources = {path for package in PACKAGES for path in (ROOT / package).rglob("*") if path.is_file()}
-    expected = {str(path.relative_to(ROOT)) for path in sources if path.suffix in (".py", ".safetensors", ".json")}
+    kinds = (".py", ".html", ".safetensors", ".json")
+    expected = {str(path.relative_to(ROOT)) for path in sources if path.suffix in kinds}
     assert expected <= held
     assert {name.split("/")[0] for name in held} == set(PACKAGES)
     assert "model/weights/aqnet-seed0.safetensors" in held
@@ -94,4 +95,4 @@ def test_load_bearing_pins(pin: str) -> None:
 def test_every_requirement_is_pinned() -> None:
     pinned = {normal(line.split("==")[0]) for line in (ROOT / "constraints.txt").read_text().splitlines()}
     required = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"]]
-    assert {normal(re.split(r"[=<>~]", line)[0]) for line in required} <= pinned
+    assert {normal(re.split(r"[\[=<>~]", line)[0]) for line in required} <= pinned

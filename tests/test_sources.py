@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import zipfile
@@ -14,10 +15,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.fuzz import parquet, rows
 from pipeline import sources
 from pipeline.contract import POLLUTANTS, check_station_table, line_column
 from pipeline.errors import ConfigError, InputError
-from pipeline.sources.archive import members
+from pipeline.sources.archive import RawFile, members
 from pipeline.sources.csvfile import CsvFile
 
 DAY = np.datetime64("2019-12-10"), np.datetime64("2019-12-11")
@@ -595,6 +597,20 @@ class TestDamage:
         pq.write_table(pa.table(columns), tmp_path / "t.parquet")
         with pytest.raises(InputError, match=f"column '{column}': expected {found}"):
             sources.read_table(tmp_path / "t.parquet")
+
+    def test_a_damaged_column_does_not_make_a_parquet_file_empty(self):
+        # Where one byte of the footer says that a column has no values, Arrow reads no row of any, and says nothing.
+        whole = parquet.written(rows.TABLE_ROWS)
+        said = []
+        for at in range(len(whole) - 1000, len(whole) - 8):
+            if whole[at] == 6:  # three values, as Thrift writes it
+                data = whole[:at] + b"\0" + whole[at + 1 :]
+                with contextlib.suppress(InputError):
+                    found = list(sources.find("table").parse(RawFile("t.parquet", "t.parquet", data), None, "error"))
+                    assert sum(map(len, found)) == 3
+                    continue
+                said.append(at)
+        assert said
 
     def test_a_parquet_column_twice(self, tmp_path):
         time = pa.array([datetime(2019, 12, 10)])

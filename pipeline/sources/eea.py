@@ -205,6 +205,9 @@ def _read(raw: RawFile) -> _Rows:
             table = file.read(columns=list(COLUMNS)) if all(names.count(name) == 1 for name in COLUMNS) else None
             if table is not None:
                 table.validate(full=True)
+                if table.num_rows != file.metadata.num_rows:  # Arrow stops at a damaged column without a word
+                    said = f"{file.metadata.num_rows} rows, as its footer says"
+                    raise InputError(f"{raw.where}: expected {said}; found {table.num_rows}")
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise InputError(f"{raw.where}: expected an EEA Parquet file; found one that fails: {shown(error)}") from error
     if table is None:

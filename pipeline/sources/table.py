@@ -98,6 +98,8 @@ def _read_parquet(raw: RawFile) -> Iterator[pd.DataFrame]:
                 frame = batch.replace_schema_metadata(None).to_pandas()  # pandas' own metadata may be broken, too
                 yield _checked(frame, rows, _row_of(raw.where, done))
                 done += batch.num_rows
+            if done != (rows_said := file.metadata.num_rows):  # Arrow stops at a damaged column without a word
+                raise InputError(f"{raw.where}: expected {rows_said} rows, as its footer says; found {done}")
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise InputError(f"{raw.where}: expected a Parquet file; found {shown(error)}") from error
 

@@ -112,7 +112,7 @@ LAYOUTS: dict[str, Layout] = {
 
 def told(name: str, data: bytes) -> str:
     """Layout that the first line of a file tells, where a network has several; a damaged one may be another's."""
-    first = next((line for line in data.removeprefix(b"\xef\xbb\xbf").split(b"\n") if line.strip()), b"")
+    first = next((line for line in data.splitlines() if line.strip()), b"")
     if LAYOUTS[name].network == "cnemc":
         return "cnemc-api" if b"timepoint" in first else "cnemc-wide"
     if LAYOUTS[name].network == "airnow":

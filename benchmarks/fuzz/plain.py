@@ -54,15 +54,17 @@ Claims = Callable[[dict[str, Any]], Iterable[Claim]]
 
 def lines_of(data: bytes, delimiter: str, names: tuple[str, ...] | None) -> tuple[list[str], dict[int, list[str]]]:
     """Column names and the cells of each row by its last line; what csv cannot cut is left out."""
-    rows = csv.reader(io.StringIO(data.decode("utf-8-sig", errors="replace"), newline=""), delimiter=delimiter)
+    first, end, others = data.decode("utf-8-sig", errors="replace").partition("\n")
+    # Arrow passes over a byte-order mark under the header, too; that makes no difference to what is said.
+    text = first + end + (others if names else others.removeprefix("\ufeff"))
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
     found: dict[int, list[str]] = {}
     limit = csv.field_size_limit(1 << 30)
     try:
         header = list(names) if names else [name.strip() for name in next(rows, [])]
         for cells in rows:
             if cells:
-                # Arrow passes over a byte-order mark under the header, too; that makes no difference to what is said.
-                found[rows.line_num] = cells if found else [cells[0].removeprefix("\ufeff"), *cells[1:]]
+                found[rows.line_num] = cells
     except csv.Error:
         return [], {}
     finally:

@@ -36,6 +36,7 @@ from pipeline import (
 from pipeline.atomic import replacing
 from pipeline.config import Month, RunConfig, naive
 from pipeline.contract import HOUR
+from pipeline.errors import ProductError
 from pipeline.grid import Grid
 from pipeline.qc.record import Record, record
 
@@ -111,7 +112,7 @@ def begin(config: RunConfig, run_id: str) -> Iterator[Run]:
     """
     grid, network = config.grid(), analyse.load(config.weights)
     start, end = naive(config.start), naive(config.end)
-    inputs = sources.input_digests(config.source, config.input, analyse.first_hour(start), end, config.stations)
+    inputs = _digests(config)
     lineage = provenance.lineage(config.digest(), inputs, network.digest, run_id)
     title = {"title": config.title} if config.title else {}
     attrs = lineage | sources.find(config.source).state(config.input) | title
@@ -171,9 +172,20 @@ def score_month(run: Run, cube: xr.Dataset, month: Month) -> None:
 
 
 def validate(run: Run) -> None:
-    """Check all that the run wrote; a ProductError leaves the candidate unpublished."""
+    """Check all that the run wrote, and that its inputs are still those that its lineage names.
+
+    Raises
+    ------
+    ProductError
+        Which leaves the candidate unpublished.
+    """
     with run.measured("validate", _label(run.hours)) as stage:
         where = str(run.candidate.path)
+        if changed := sorted({name for name, _ in _digests(run.config).items() ^ run.inputs.items()}):
+            raise ProductError(
+                f"{run.config.input}: expected inputs that stay as they are while a run reads them; found"
+                f" {len(changed)} changed, such as {changed[0]}; run again"
+            )
         run.validation = score.validate(_days(run), run.grid.land, MAX_MISSING, where)
         stage.rows, stage.unit = run.validation.hours, "hours"
 
@@ -220,6 +232,12 @@ def write_report(run: Run, path: Path) -> Path:
     with replacing(path) as part:
         part.write_text(json.dumps(report.as_dict(run), indent=2) + "\n")
     return path
+
+
+def _digests(config: RunConfig) -> dict[str, str]:
+    """SHA-256 of every file that the run reads, by name."""
+    period = analyse.first_hour(naive(config.start)), naive(config.end)
+    return sources.input_digests(config.source, config.input, *period, config.stations)
 
 
 def _days(run: Run) -> Iterator[xr.Dataset]:

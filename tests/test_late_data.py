@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import zipfile
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from pipeline import cli, stages, write
+from pipeline.config import RunConfig
+from pipeline.errors import ProductError
 from pipeline.simulate import Simulation
 from pipeline.store import layout, ledger
 
@@ -65,3 +68,29 @@ def test_a_correction_is_late_until_the_run_is_made_again(
     assert "Published: r2" in call(capfd, *run)
     assert json.loads(call(capfd, *late)) == []
     assert [row["time"] for row in json.loads(call(capfd, *late, "--revision", "r1"))] == [hour]
+
+
+def test_inputs_that_change_under_a_run_are_not_published(
+    small_simulation: Simulation, weights: Path, tmp_path: Path
+) -> None:
+    raw = tmp_path / "raw"
+    shutil.copytree(small_simulation.archive, raw)
+    config = RunConfig(
+        input=raw,
+        stations=small_simulation.stations,
+        start="2019-12-01",
+        end="2019-12-01T02",
+        bbox=(110, 36, 113, 39),
+        resolution=0.5,
+        weights=weights,
+        out=tmp_path / "out",
+    )
+    with stages.begin(config, "changing") as run:
+        (month,) = config.months()
+        stages.analyse_month(run, stages.quality_control(run, stages.ingest(run, month), month), month)
+        day = corrected(small_simulation, tmp_path / "later")[0]
+        shutil.copy(day, raw / "china_sites_20191201.csv")  # comes after the zip, and so counts
+        with pytest.raises(
+            ProductError, match=r"expected inputs that stay as they are .* found 2 changed, such as china"
+        ):
+            stages.validate(run)

@@ -29,8 +29,9 @@ faults: $(VENV)/.installed-dev ## kill runs, ingests and fetches at every stage 
 fuzz: $(VENV)/.installed-dev ## feed every reader 100,000 damaged inputs (ARGS="..." for benchmarks.fuzz)
 	@$(BIN)/python -m benchmarks.fuzz $(ARGS)
 
-planted: $(VENV)/.installed-dev ## plant 200 faults of each kind in a real week and see which are flagged
-	@$(BIN)/python -m benchmarks.planted $(ARGS)
+planted: $(VENV)/.installed-dev ## plant 200 faults of each kind in a real week; flag real haze and dust; judge clocks
+	@$(BIN)/python -m benchmarks.planted ../shared/data/cnemc $(ARGS)
+	@$(BIN)/python -m benchmarks.episodes ../shared/data/cnemc --clocks
 
 bench: $(VENV)/.installed-dev ## measure the speed of the parts; with the CNEMC year at hand, of its ingest too
 	@$(BIN)/python -m benchmarks $(ARGS)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+from copy import deepcopy
 from pathlib import Path
 
 import netCDF4
@@ -11,6 +12,7 @@ import xarray as xr
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.fuzz import netcdf
 from pipeline import harmonise, sources
 from pipeline.contract import POLLUTANTS, STANDARD_NAMES, check_station_table, line_column
 from pipeline.errors import InputError
@@ -342,6 +344,16 @@ class TestValues:
             cube(pm=xr.Variable(("time", "station"), values, PM)), folder, encoding={"pm": {"_FillValue": None}}
         )
         assert len(as_dict(table)) == 11
+
+
+def test_text_is_no_number_even_where_it_is_packed():
+    # xarray makes 1.7 of the character 7 with a scale factor of 0.1 and an offset of 1, fill value or not
+    cube = deepcopy(netcdf.seeds()[0])
+    ozone = cube.variables["o3"]
+    ozone.values, ozone.attrs["_FillValue"] = np.full((4, 3), b"7"), b"7"
+    raw = RawFile("d/x.nc", "x.nc", netcdf.written(cube, "NETCDF3_CLASSIC"))
+    with pytest.raises(InputError, match="variable 'o3': expected numbers; found"):
+        list(timeseries.parse(raw, None, "error"))
 
 
 def test_other_feature_types_and_files(folder):

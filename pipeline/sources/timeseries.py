@@ -132,8 +132,9 @@ class _Cube:
     def numbers(self, name: str) -> NDArray[np.float64]:
         """Values as float64, NaN where missing."""
         values = self.values(name)
-        if values.dtype.kind not in "iuf":
-            raise self.error(name, "numbers", values.dtype)
+        stored = np.dtype(self.data[name].encoding.get("dtype", values.dtype))  # xarray unpacks text to numbers, too
+        if values.dtype.kind not in "iuf" or stored.kind not in "iuf":
+            raise self.error(name, "numbers", stored)
         with np.errstate(invalid="ignore"):  # a signalling NaN, of damaged bytes
             return values.astype("float64")
 
@@ -411,7 +412,7 @@ def _table(stations: _Stations, found: _Observations) -> pd.DataFrame:
 
 def _check_rows(stations: _Stations, found: _Observations) -> None:
     for i in np.unique(found.station):
-        where = f"{found.where}, station '{stations.names[i]}'"
+        where = f"{found.where}, station '{shown(stations.names[i])}'"
         if not stations.names[i]:
             where = f"{found.where}, variable '{stations.variable}'"
             raise InputError(f"{where}: expected a code for station {i + 1}; found none")
@@ -423,7 +424,9 @@ def _check_rows(stations: _Stations, found: _Observations) -> None:
     if len(values) != len(key):
         row = np.setdiff1d(np.arange(len(key)), first)[0]
         name = stations.names[found.station[row]]
-        raise InputError(f"{found.where}, station '{name}': expected each hour once; found {found.time[row]} twice")
+        raise InputError(
+            f"{found.where}, station '{shown(name)}': expected each hour once; found {found.time[row]} twice"
+        )
 
 
 SOURCE = Source(conventions=(CONVENTION,), parse=parse, suffixes=(".nc", ".nc4"))

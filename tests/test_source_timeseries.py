@@ -356,6 +356,14 @@ def test_text_is_no_number_even_where_it_is_packed():
         list(timeseries.parse(raw, None, "error"))
 
 
+def test_a_scale_factor_of_zero_makes_nothing_of_everything():
+    cube = deepcopy(netcdf.seeds()[0])
+    cube.variables["pm"].attrs["scale_factor"] = 0.0
+    raw = RawFile("d/x.nc", "x.nc", netcdf.written(cube, "NETCDF3_CLASSIC"))
+    with pytest.raises(InputError, match="variable 'pm': expected a scale_factor that is not 0; found 0"):
+        list(timeseries.parse(raw, None, "error"))
+
+
 def test_other_feature_types_and_files(folder):
     with pytest.raises(InputError, match="expected featureType timeSeries"):
         decode(cube().assign_attrs(featureType="trajectory"), folder)

@@ -135,6 +135,8 @@ class _Cube:
         stored = np.dtype(self.data[name].encoding.get("dtype", values.dtype))  # xarray unpacks text to numbers, too
         if values.dtype.kind not in "iuf" or stored.kind not in "iuf":
             raise self.error(name, "numbers", stored)
+        if self.data[name].encoding.get("scale_factor") == 0:
+            raise self.error(name, "a scale_factor that is not 0", 0)
         with np.errstate(invalid="ignore"):  # a signalling NaN, of damaged bytes
             return values.astype("float64")
 

@@ -67,7 +67,7 @@ def test_bbox_of_the_environment(fields: dict[str, object], monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"source": "nowhere"}, r"--source: expected one of cnemc.*; found 'nowhere'"),
+        ({"source": "nowhere"}, r"--source: expected one of airnow, .*cnemc.*; found 'nowhere'"),
         ({"input": "/does/not/exist"}, r"--input: expected a file .*; found nothing at /does/not/exist"),
         ({"stations": "/nope.csv"}, r"--stations: .* found nothing at /nope.csv"),
         ({"weights": "/nope.safetensors"}, r"--weights: .* found nothing at /nope.safetensors"),

@@ -156,6 +156,12 @@ def test_missing_values_and_marks(sites):
     ]
 
 
+def test_a_mark_in_a_decimal_of_another_scale_is_missing(sites):
+    """Arrow makes -999.0000000000001 of it."""
+    schema = SCHEMA.set(SCHEMA.get_field_index("Value"), pa.field("Value", pa.decimal256(50, 5)))
+    assert parse(parquet([row(0, "-999.00000"), row(1, "7.5")], schema), sites)["pm2p5"].tolist() == [7.5]
+
+
 def test_a_second_sampling_point_of_a_pollutant_is_a_station_of_its_own(sites):
     table = parse([row(0, 1), row(0, 2, Samplingpoint="MT/SPO-MT00005_06001_101")], sites)
     assert dict(zip(table["station"], table["pm2p5"], strict=True)) == {

@@ -294,7 +294,8 @@ def _values(rows: _Rows, pollutant: NDArray[np.int64]) -> NDArray[np.float64]:
         raise InputError(f"{rows.file}, column 'Value': expected decimals; found {kind}")
     values = rows.table["Value"].cast(pa.float64()).to_numpy()
     rows.refuse("Value", np.abs(values) > MAX_NUMBER, "a finite concentration")
-    missing = np.isin(values, [float(mark) for mark in CONVENTION.missing if mark])
+    # Arrow's way from a decimal to a float is not exact: -999.00000 can become -999.0000000000001.
+    missing = np.isin(np.round(values, 6), [float(mark) for mark in CONVENTION.missing if mark])
     codes, units = rows.texts("Unit")
     table = [[factor(name, unit, CONVENTION.celsius) or np.nan for unit in units] for name in POLLUTANTS]
     scale = np.array(table, dtype="float64").reshape(len(POLLUTANTS), -1)[pollutant, codes]

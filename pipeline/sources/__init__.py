@@ -210,6 +210,7 @@ class _Seen:
     in_both: int = 0
 
     def clip(self, found: pd.DataFrame) -> pd.DataFrame:
+        """Rows of the period around the box; what is inside the box is counted."""
         time = found["time"].to_numpy()
         if len(time):
             self.first = min(filter(None, (self.first, time.min())))
@@ -220,6 +221,7 @@ class _Seen:
         return found[timely & _inside(found, self.around)]
 
     def check(self) -> None:
+        """Raise InputError where nothing was in the period, or in the box."""
         period = f"{self.start} to {self.end} UTC"
         if not self.in_period:
             held = "none at all" if self.last is None else f"{self.first} to {self.last + HOUR} UTC only"

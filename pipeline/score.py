@@ -69,6 +69,11 @@ class Prediction:
         quantiles = None if self.quantiles is None else self.quantiles[:, where]
         return Prediction(self.mean[where], quantiles, self.levels)
 
+    def columns(self, some: slice) -> Prediction:
+        """Select along the last dimension."""
+        quantiles = None if self.quantiles is None else self.quantiles[..., some]
+        return Prediction(self.mean[..., some], quantiles, self.levels)
+
     def known(self) -> NDArray[np.bool_]:
         """Where the method gives an estimate."""
         known = ~np.isnan(self.mean)

@@ -5,6 +5,7 @@ Shapes: N pairs of truth and estimate, T hours, Q points, L quantile levels. Uni
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -100,7 +101,7 @@ def distance(pairs: Pairs, _: Prediction) -> Label:
 
 def distance_names() -> list[str]:
     """Names of the classes of distance, km."""
-    inner = [f"{low}-{high} km" for low, high in zip(DISTANCE_EDGES, DISTANCE_EDGES[1:], strict=False)]
+    inner = [f"{low}-{high} km" for low, high in itertools.pairwise(DISTANCE_EDGES)]
     return [*inner, f"over {DISTANCE_EDGES[-1]} km"]
 
 
@@ -157,14 +158,14 @@ def pit(pairs: Pairs) -> pd.DataFrame:
     """Share of the truth in each cell between neighbouring quantiles, a row for each method with a distribution.
 
     The histogram of the probability integral transform (Gneiting, Balabdaoui and Raftery 2007,
-    doi:10.1111/j.1467-9868.2007.00587.x) as far as the levels tell it. The first row, ``calibrated``, is the width of the
-    cells, which a calibrated method shows.
+    doi:10.1111/j.1467-9868.2007.00587.x) as far as the levels tell it. The first row, ``calibrated``, is the width of
+    the cells, which a calibrated method shows.
     """
     found = {name: p for name, p in pairs.predictions.items() if p.quantiles is not None}
     levels = next(iter(found.values())).levels if found else ()
     edges = np.array([0.0, *levels, 1.0])
     rows = {"calibrated": np.diff(edges)} | {name: _cells(p, pairs.truth) for name, p in found.items()}
-    names = [f"{low:g}-{high:g}" for low, high in zip(edges[:-1], edges[1:], strict=True)]
+    names = [f"{low:g}-{high:g}" for low, high in itertools.pairwise(edges)]
     return pd.DataFrame.from_dict(rows, orient="index", columns=names).rename_axis("method")
 
 

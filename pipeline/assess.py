@@ -55,7 +55,10 @@ class Assessment:
         shown = [m for m in main if m in self.scores.index]
         parts = [score.markdown(self.scores[list(SHOWN)]), score.markdown(self.scores[list(SHOWN_INTERVALS)])]
         if len(self.skill):
-            parts += [f"{heading} Skill, 95 % day-block bootstrap", score.markdown(self.skill.set_index("method"))]
+            parts += [
+                f"{heading} Difference in per cent, with its 95 % day-block bootstrap interval",
+                _brief(self.skill),
+            ]
         for name, rows in self.conditions.items():
             chosen = rows[rows.index.get_level_values("method").isin(shown)]
             parts += [f"{heading} By {name.replace('_', ' ')}", score.markdown(_flat(chosen))]
@@ -139,6 +142,15 @@ def records(rows: pd.DataFrame) -> list[dict[str, Any]]:
 def _flat(rows: pd.DataFrame) -> pd.DataFrame:
     """The first index column alone as the index, the others as columns."""
     return rows.reset_index().set_index(rows.index.names[0])
+
+
+def _brief(skill: pd.DataFrame) -> str:
+    """A row for each method and reference, a column for each statistic, as ``-3.7 [-4.5, -2.8]``."""
+    text = [
+        f"{row.percent:+.1f} [{row.percent_low:+.1f}, {row.percent_high:+.1f}]" for row in skill.itertuples(index=False)
+    ]
+    wide = skill.assign(text=text).set_index(["method", "minus", "statistic"])["text"].unstack(sort=False)
+    return score.markdown(_flat(wide))
 
 
 def _shares(rows: pd.DataFrame) -> str:

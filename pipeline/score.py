@@ -60,8 +60,10 @@ class Prediction:
 
     def resolves(self, level: float) -> bool:
         """Whether `quantile` at a level is known well: it is one of `levels`, or between two that are near."""
+        if self.quantiles is None:
+            return False
         above = int(np.searchsorted(self.levels, level))
-        inside = self.quantiles is not None and 0 < above < len(self.levels)
+        inside = 0 < above < len(self.levels)
         return level in self.levels or (inside and self.levels[above] - self.levels[above - 1] <= _GAP)
 
     def take(self, where: NDArray[np.bool_]) -> Prediction:

@@ -35,6 +35,23 @@ def test_point_metrics_are_those_of_the_valid_pairs(estimate, truth):
     assert score.r2(estimate, truth) == pytest.approx(1 - sum(errors**2) / sum((y - sum(y) / len(y)) ** 2), rel=1e-6)
 
 
+@given(values, values)
+def test_relative_metrics_are_those_of_a_loop_over_the_valid_pairs(estimate, truth):
+    pairs = [(e, t) for e, t in zip(estimate, truth, strict=True) if not (np.isnan(e) or np.isnan(t))]
+    if not pairs:
+        return
+    terms = [2 * (e - t) / (e + t) if e + t > 0 else 0.0 for e, t in pairs]
+    assert score.mnmb(estimate, truth) == pytest.approx(sum(terms) / len(terms))
+    assert score.fge(estimate, truth) == pytest.approx(sum(map(abs, terms)) / len(terms))
+
+
+def test_relative_metrics_know_a_factor_of_three_and_their_bounds():
+    truth = np.array([1.0, 10.0, 100.0])
+    assert score.mnmb(3 * truth, truth) == pytest.approx(1.0)
+    assert score.fge(np.array([3.0, 10 / 3, 300.0]), truth) == pytest.approx(1.0)
+    assert score.mnmb(0 * truth, truth) == -2.0
+
+
 def crps_normal(mu: np.ndarray, sigma: float, y: np.ndarray) -> np.ndarray:
     """Gneiting and Raftery 2007, doi:10.1198/016214506000001437, eq. 21."""
     z = (y - mu) / sigma
@@ -117,6 +134,9 @@ def test_a_deterministic_method_scores_its_mae_as_crps_and_has_no_interval():
     row = score.scores(Prediction(np.array([1.0, 5.0])), np.array([2.0, 2.0 + 1e-9]))
     assert row["crps"] == row["mae_median"] == row["mae_mean"] == pytest.approx(2.0)
     assert np.isnan(row["coverage_90"])
+    with_levels = score.scores(Prediction(np.array([1.0, 5.0]), None, LEVELS), np.array([1.0, 5.0]))
+    assert np.isnan(with_levels["coverage_90"])
+    assert np.isnan(with_levels["width_50"])
 
 
 def test_a_table_scores_all_methods_on_the_same_pairs(caplog: pytest.LogCaptureFixture):
@@ -143,6 +163,28 @@ def test_markdown_of_a_table():
         "|---|---|---|---|---|",
         "| a | 1.00 | 0.000 | - | 2 |",
     ]
+
+
+def test_the_central_half_is_interpolated_where_levels_are_near_and_missing_where_they_are_not():
+    y = np.random.default_rng(6).normal(size=20000)
+    dense = Prediction(y * 0, np.repeat(norm.ppf(LEVELS)[:, None], 20000, axis=1), LEVELS)
+    row = score.scores(dense, y)
+    assert dense.quantile(0.25)[0] == pytest.approx((norm.ppf(0.2) + norm.ppf(0.3)) / 2)
+    assert row["coverage_50"] == pytest.approx(0.5, abs=0.015)
+    assert row["width_50"] == pytest.approx(2 * norm.ppf(0.75), rel=0.02)
+    published = Prediction(y * 0, np.repeat(norm.ppf([0.05, 0.5, 0.95])[:, None], 20000, axis=1), (0.05, 0.5, 0.95))
+    row = score.scores(published, y)
+    assert np.isnan(row["coverage_50"])
+    assert np.isnan(row["width_50"])
+    assert row["coverage_90"] == pytest.approx(0.9, abs=0.01)
+
+
+def test_what_a_statistic_is_the_mean_of():
+    truth, mean = np.array([1.0, 2.0, 6.0]), np.array([2.0, 3.0, 4.0])
+    p = Prediction(mean, np.stack([mean - 3, mean - 1, mean + 1]), (0.05, 0.5, 0.95))
+    assert score.pair_scores(p, truth, "mae_median").mean() == pytest.approx(score.scores(p, truth)["mae_median"])
+    assert score.pair_scores(p, truth, "rmse_mean").mean() ** 0.5 == pytest.approx(score.scores(p, truth)["rmse_mean"])
+    assert score.pair_scores(p, truth, "crps").mean() == pytest.approx(score.scores(p, truth)["crps"])
 
 
 # ---- bootstrap ----
@@ -184,6 +226,22 @@ def test_bootstrap_of_a_method_against_itself_is_zero_and_a_seed_repeats():
     assert score.day_block_bootstrap(e, 2 * e, day, "mae", seed=7) == score.day_block_bootstrap(
         e, 2 * e, day, "mae", seed=7
     )
+
+
+def test_a_relative_difference_is_in_per_cent_of_the_reference():
+    """Method a is 0.8 times method b in every pair, so that every resample says -20 %."""
+    b = np.abs(np.random.default_rng(8).normal(size=300))
+    found = score.difference(*score.resampled([0.8 * b, b], np.arange(300) // 10), relative=True)
+    assert [found.value, found.low, found.high] == pytest.approx([-20.0] * 3)
+
+
+def test_resampled_series_share_their_days():
+    day = np.arange(200) // 20
+    means = score.resampled([day * 1.0, day + 5.0], day, n=50, seed=2)
+    assert means.shape == (2, 51)
+    assert means[0, 0] == pytest.approx(4.5)
+    np.testing.assert_allclose(means[1] - means[0], 5.0)
+    assert means[0, 1:].std() > 0.3
 
 
 # ---- release ----

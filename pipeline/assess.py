@@ -5,6 +5,7 @@ Shapes: T hours, Q points, N pairs.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, get_args
@@ -18,8 +19,15 @@ from pipeline.score import Prediction, Statistic
 from pipeline.strata import Pairs
 
 #: Metrics of the table that people read; the JSON has them all.
-SHOWN = ("mae_median", "rmse_mean", "r2_mean", "bias_mean", "mnmb_median", "fge_median", "crps")
-SHOWN_INTERVALS = ("coverage_50", "coverage_90", "width_50", "width_90", "pairs")
+METRICS = ("mae_median", "rmse_mean", "r2_mean", "bias_mean", "mnmb_median", "fge_median", "crps")
+INTERVALS = ("coverage_50", "coverage_90", "width_50", "width_90", "pairs")
+
+
+#: Whose tables by condition are shown to readers; those of the others are in the JSON.
+SHOWN = ("idw_k8_p1", "log_kriging", "space_time", "space_time_two_sided")
+
+#: How the names of AQ-Net weights start.
+AQNET = "aqnet "
 
 
 @dataclass(frozen=True)
@@ -53,7 +61,7 @@ class Assessment:
     def to_markdown(self, main: Sequence[str], heading: str = "##") -> str:
         """Tables with a heading each; those by condition show the `main` methods only."""
         shown = [m for m in main if m in self.scores.index]
-        parts = [score.markdown(self.scores[list(SHOWN)]), score.markdown(self.scores[list(SHOWN_INTERVALS)])]
+        parts = [score.markdown(self.scores[list(METRICS)]), score.markdown(self.scores[list(INTERVALS)])]
         if len(self.skill):
             parts += [
                 f"{heading} Difference in per cent, with its 95 % day-block bootstrap interval",
@@ -65,6 +73,55 @@ class Assessment:
         if len(self.pit) > 1:
             chosen = self.pit[self.pit.index.isin(["calibrated", *shown])]
             parts += [f"{heading} PIT: share of the truth between neighbouring quantiles", _shares(chosen)]
+        return "\n\n".join(parts)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores and how they came about.
+
+    Attributes
+    ----------
+    assessments : group -> report, see `pipeline.assess`; the skill in it is that of the AQ-Net weights with the median
+        CRPS, or of space-time kriging where there are no weights.
+    seeds : group -> median, min and max over the AQ-Net weights x metrics; empty without weights.
+    about : date, commit, command, protocol, variograms, digests.
+    """
+
+    assessments: dict[str, Assessment]
+    seeds: dict[str, pd.DataFrame]
+    about: dict[str, Any]
+
+    @property
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """Methods x metrics of each group."""
+        return {group: found.scores for group, found in self.assessments.items()}
+
+    @property
+    def differences(self) -> pd.DataFrame:
+        """Skill of every group, see `pipeline.assess.skill`."""
+        found = [a.skill.assign(group=group) for group, a in self.assessments.items() if len(a.skill)]
+        return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
+
+    def to_json(self) -> str:
+        """All of it as JSON; NaN becomes null."""
+        found = {
+            "about": self.about,
+            "groups": {group: a.as_dict() for group, a in self.assessments.items()},
+            "seeds": {group: score.records(rows) for group, rows in self.seeds.items()},
+        }
+        return json.dumps(found, indent=1, allow_nan=False) + "\n"
+
+    def to_markdown(self) -> str:
+        """The tables with a heading each, ready for the documentation."""
+        about = [f"- {key}: {value}" for key, value in self.about.items() if isinstance(value, str | int)]
+        parts = ["# Evaluation", "\n".join(about)]
+        for group, found in self.assessments.items():
+            networks = networks_of(found.scores)
+            parts += [f"## {group}", found.to_markdown([*SHOWN, *middle(networks)], "###")]
+            if group in self.seeds:
+                shown = self.seeds[group][[*METRICS, *INTERVALS]]
+                parts += [f"### AQ-Net over {len(networks)} weights", score.markdown(shown)]
         return "\n\n".join(parts)
 
 
@@ -132,6 +189,17 @@ def _compared(a: NDArray[np.float64], b: NDArray[np.float64]) -> dict[str, float
     percent = {f"percent_{key}": value for key, value in asdict(score.difference(a, b, relative=True)).items()}
     percent = {"percent" if key == "percent_value" else key: value for key, value in percent.items()}
     return asdict(score.difference(a, b)) | percent | {"skill": float(1.0 - a[0] / b[0])}
+
+
+def networks_of(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of AQ-Net weights."""
+    return rows[rows.index.str.startswith(AQNET)]
+
+
+def middle(networks: pd.DataFrame) -> list[str]:
+    """Name of the weights with the median CRPS (the lower one of two), in a list; empty without weights."""
+    order = networks["crps"].sort_values().index
+    return [str(name) for name in order[(len(order) - 1) // 2 :][:1]]
 
 
 def records(rows: pd.DataFrame) -> list[dict[str, Any]]:

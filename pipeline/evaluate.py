@@ -28,7 +28,7 @@ from model.baseline import Estimator
 from model.geometry import TERRAIN_FACTOR
 from model.windows import LEVELS, POLLUTANTS, Estimate, Observations, Points
 from pipeline import assess, provenance, score, sources
-from pipeline.assess import Assessment
+from pipeline.assess import AQNET, Evaluation, middle, networks_of
 from pipeline.atomic import replacing
 from pipeline.errors import InputError
 from pipeline.harmonise import to_cube
@@ -57,13 +57,8 @@ REFERENCES = (
     "space_time_two_sided",
 )
 
-#: Whose tables by condition are shown to readers; those of the others are in the JSON.
-SHOWN = ("idw_k8_p1", "log_kriging", "space_time", "space_time_two_sided")
-
 #: Hours of record before a UTC day that space-time kriging reads: ten of its longest time scale.
 LONG_LEAD_HOURS = 2400
-
-AQNET = "aqnet "
 
 
 @dataclass(frozen=True)
@@ -103,55 +98,6 @@ class Splits:
             return cls(found["visible"], hidden, (west, south, east, north), *bounds)
         except (KeyError, json.JSONDecodeError) as problem:
             raise InputError(f"{path}: not the public split; missing or unreadable: {problem}") from problem
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Scores and how they came about.
-
-    Attributes
-    ----------
-    assessments : group -> report, see `pipeline.assess`; the skill in it is that of the AQ-Net weights with the median
-        CRPS, or of space-time kriging where there are no weights.
-    seeds : group -> median, min and max over the AQ-Net weights x metrics; empty without weights.
-    about : date, commit, command, protocol, variograms, digests.
-    """
-
-    assessments: dict[str, Assessment]
-    seeds: dict[str, pd.DataFrame]
-    about: dict[str, Any]
-
-    @property
-    def tables(self) -> dict[str, pd.DataFrame]:
-        """Methods x metrics of each group."""
-        return {group: found.scores for group, found in self.assessments.items()}
-
-    @property
-    def differences(self) -> pd.DataFrame:
-        """Skill of every group, see `pipeline.assess.skill`."""
-        found = [a.skill.assign(group=group) for group, a in self.assessments.items() if len(a.skill)]
-        return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
-
-    def to_json(self) -> str:
-        """All of it as JSON; NaN becomes null."""
-        found = {
-            "about": self.about,
-            "groups": {group: a.as_dict() for group, a in self.assessments.items()},
-            "seeds": {group: score.records(rows) for group, rows in self.seeds.items()},
-        }
-        return json.dumps(found, indent=1, allow_nan=False) + "\n"
-
-    def to_markdown(self) -> str:
-        """The tables with a heading each, ready for the documentation."""
-        about = [f"- {key}: {value}" for key, value in self.about.items() if isinstance(value, str | int)]
-        parts = ["# Evaluation", "\n".join(about)]
-        for group, found in self.assessments.items():
-            networks = _networks_of(found.scores)
-            parts += [f"## {group}", found.to_markdown([*SHOWN, *_middle(networks)], "###")]
-            if group in self.seeds:
-                shown = self.seeds[group][[*assess.SHOWN, *assess.SHOWN_INTERVALS]]
-                parts += [f"### AQ-Net over {len(networks)} weights", score.markdown(shown)]
-        return "\n\n".join(parts)
 
 
 # ---- the public evaluation ----
@@ -375,8 +321,8 @@ def _assess(
         some, end = slice(end, end + count), end + count
         inside = {name: p.columns(some) for name, p in predictions.items()}
         truth = parts.truth[scored][:, some]
-        networks = _networks_of(score.table(inside, truth))
-        judged = _middle(networks) or list(space_time.METHODS)
+        networks = networks_of(score.table(inside, truth))
+        judged = middle(networks) or list(space_time.METHODS)
         assessments[group] = assess.assess(inside, truth, hours, distance[some], judged, REFERENCES)
         if len(networks):
             seeds[group] = networks.agg(["median", "min", "max"]).rename_axis("aqnet")
@@ -387,16 +333,6 @@ def nearest_km(parts: Withheld) -> NDArray[np.float64]:
     """Distance from each hidden place to the nearest station that methods see, (Q,) km."""
     seen, points = parts.visible, parts.points
     return geometry.neighbours(points.lon, points.lat, seen.lon, seen.lat, 1)[1][:, 0]
-
-
-def _networks_of(rows: pd.DataFrame) -> pd.DataFrame:
-    return rows[rows.index.str.startswith(AQNET)]
-
-
-def _middle(networks: pd.DataFrame) -> list[str]:
-    """Name of the weights with the median CRPS (the lower one of two), in a list; empty without weights."""
-    order = networks["crps"].sort_values().index
-    return [str(name) for name in order[(len(order) - 1) // 2 :][:1]]
 
 
 # ---- how it came about ----

@@ -301,7 +301,7 @@ def evaluate_folds(
         pooled = run(record, codes, cities, protocol, methods, work)
         found[name := f"leave_{protocol.leave}_out"] = pooled.assess(judged)
         about[name] = asdict(protocol) | {"fold": dict(zip(codes.tolist(), pooled.fold.tolist(), strict=True))}
-    _write(found, about, out_dir, [*evaluate.SHOWN, *networks])
+    _write(found, about, out_dir, [*assess.SHOWN, *networks])
     return found
 
 

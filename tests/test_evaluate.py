@@ -14,7 +14,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from model import baseline, infer
+from model import baseline, infer, space_time
 from model.aqnet import AQNet, AQNetConfig
 from model.windows import LEVELS, POLLUTANTS, Estimate, Observations, Points
 from pipeline import evaluate, sources
@@ -31,7 +31,12 @@ def untrained() -> baseline.Estimator:
 SEQUENTIAL: dict[str, Callable[[], baseline.Estimator]] = {
     "aqnet untrained": untrained,
     "aqnet shipped": infer.estimator,
+    "space_time": lambda: space_time.METHODS["space_time"],
+    "space_time_two_sided": lambda: space_time.METHODS["space_time_two_sided"],
 }
+
+#: Methods for the final analysis, which may read later hours.
+TWO_SIDED = ("space_time_two_sided",)
 
 HOURS = 240
 
@@ -72,11 +77,12 @@ def test_hidden_values_and_the_future_change_no_estimate(name: str):
     leaky[:, now + 1 :] = np.nan
     leaky[:, now + 1 :, ::2] = 900.0
     future_changed = run(replace(whole, values=leaky), scored, name)
-    np.testing.assert_array_equal(future_changed.mean[:4], before.mean[:4])
+    assert np.array_equal(future_changed.mean[:4], before.mean[:4]) == (name not in TWO_SIDED)
     assert not np.array_equal(future_changed.mean[4:], before.mean[4:])
     if before.quantiles is not None:
         np.testing.assert_array_equal(hidden_changed.quantiles, before.quantiles)
-        np.testing.assert_array_equal(future_changed.quantiles[:, :4], before.quantiles[:, :4])
+        same = np.array_equal(future_changed.quantiles[:, :4], before.quantiles[:, :4])
+        assert same == (name not in TWO_SIDED)
 
 
 def test_methods_get_no_array_that_holds_a_hidden_value():
@@ -103,6 +109,24 @@ def test_sequential_methods_get_their_lead_and_are_read_at_the_scored_hours():
     np.testing.assert_array_equal(found["sequential"].mean[:, 0], scored)
     np.testing.assert_array_equal(seen[0].hours, 430000 + scored)
     np.testing.assert_array_equal(seen[1].hours, 430000 + np.arange(80 - 72, scored[-1] + 1))
+
+
+def test_a_longer_lead_gives_an_earlier_start():
+    seen: list[Observations] = []
+
+    def note(observations: Observations, points: Points) -> Estimate:
+        seen.append(observations)
+        return baseline.idw(observations, points)
+
+    evaluate.predict(evaluate.withhold(record(), VISIBLE, HIDDEN), np.array([100, 110]), {}, {"m": note}, lead=1000)
+    assert (seen[0].hours[0], len(seen[0].hours)) == (430000, 111)
+
+
+def test_distance_is_to_the_nearest_station_that_methods_see():
+    whole = record()
+    parts = evaluate.withhold(whole, VISIBLE, HIDDEN)
+    d = space_time.Separation.of(parts.points, parts.visible).d
+    np.testing.assert_allclose(evaluate.nearest_km(parts), d.min(axis=1), rtol=1e-3)
 
 
 # ---- a run's own withheld stations ----
@@ -186,12 +210,14 @@ def test_evaluation_writes_tables_seeds_differences_and_digests(cnemc: Path, tmp
     assert (city["pairs"] == 10 * 3).all()
     np.testing.assert_allclose(found.seeds["hidden_city"]["mae_mean"], [1.83, 1.17, 2.83], atol=0.02)
     row = found.differences.query("group == 'hidden_city' and minus == 'log_kriging' and statistic == 'mae_median'")
-    assert row["network"].item() == "aqnet s2"
+    assert row["method"].item() == "aqnet s2"
     assert row["value"].item() == pytest.approx(-2.0, abs=1e-4)
     assert row["low"].item() <= row["value"].item() <= row["high"].item() < 0
     saved = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert saved["about"]["digests"].keys() == {"observations", "stations.csv", "splits.json", "w.safetensors"}
-    assert saved["tables"]["hidden_city"][1]["coverage_90"] is None
+    assert saved["groups"]["hidden_city"]["scores"][1]["coverage_90"] is None
+    assert saved["groups"]["hidden_city"]["conditions"]["season"][0]["season"] == "DJF"
+    assert {row["minus"] for row in saved["groups"]["hidden_city"]["skill"]} == {"log_kriging", "idw_k8_p1"}
     text = (tmp_path / "out" / "evaluation.md").read_text()
     assert "| aqnet s2 | 1.8" in text
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["evaluation.json", "evaluation.md"]
@@ -211,7 +237,7 @@ def test_baselines_are_fitted_on_training_hours_of_visible_stations(cnemc: Path,
     assert [o.values.shape for o in seen] == [(6, 150, 24)] * 2
     assert found.about["variograms"]["log_kriging_terrain"]["terrain_factor"] == 400.0
     assert not found.seeds
-    assert found.differences.empty
+    assert set(found.differences["method"]) == set(space_time.METHODS)
 
 
 def test_a_station_that_is_not_in_the_data_is_named(cnemc: Path):

@@ -23,6 +23,7 @@ from torch import nn
 from model.baseline import CNEMC_2019_TERRAIN, krige
 from model.geometry import distance_matrix, terrain_distance
 from model.outlook_inputs import DAY, HISTORY, HORIZON
+from model.outlook_train import warm_up
 from model.windows import LEVELS, Observations, Points
 
 Array = NDArray[np.float32]
@@ -285,14 +286,14 @@ class Seq2Vec(nn.Module):
         return middle[:, None] + self.out(torch.cat([state, middle[:, None] - 3.5], dim=-1))
 
 
-def lstm(data: Series, seed: int = 0, steps: int = 400) -> Forecast:
+def lstm(data: Series, seed: int = 0, steps: int = 400, batch: int = 192) -> Forecast:
     """LSTM of `Seq2Vec`."""
     torch.manual_seed(seed)
     model = Seq2Vec()
-    return _learned(data, model, lambda past, known: model(past, known), seed, steps, 2e-3)
+    return _learned(data, model, lambda past, known: model(past, known), seed, steps, 2e-3, batch)
 
 
-def patchtst(data: Series, seed: int = 0, steps: int = 600) -> Forecast:
+def patchtst(data: Series, seed: int = 0, steps: int = 600, batch: int = 192) -> Forecast:
     """PatchTST (Nie et al. 2023, arXiv 2211.14730) as transformers has it, instance-normalised, one channel."""
     from transformers import PatchTSTConfig, PatchTSTForPrediction  # type: ignore[import-not-found,unused-ignore]
 
@@ -319,7 +320,7 @@ def patchtst(data: Series, seed: int = 0, steps: int = 600) -> Forecast:
         found: torch.Tensor = made.prediction_outputs[..., 0]
         return found
 
-    return _learned(data, model, call, seed, steps, 1e-3)
+    return _learned(data, model, call, seed, steps, 1e-3, batch)
 
 
 def _learned(
@@ -329,13 +330,13 @@ def _learned(
     seed: int,
     steps: int,
     rate: float,
-    batch: int = 192,
+    batch: int,
     check_every: int = 100,
 ) -> Forecast:
     """Fit a network of the history alone by absolute error of z; keep the weights that validate best."""
     rng = np.random.default_rng(seed)
     optimiser = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=1e-2)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps, pct_start=0.1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps, pct_start=warm_up(steps))
     train = np.arange(data.train[0], data.train[-1] + 1)
 
     def forecast(issues: Index) -> Array:

@@ -11,7 +11,7 @@ Shapes as in `model.outlook`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
@@ -51,9 +51,10 @@ class OutlookRecipe:
     ridge: float = 300.0  # of the decays up to 12 h; the slower ones have few independent cases, and get more
     check_every: int = 100
     check_step: int = 31  # hours between the issue times that validation looks at
-    folds: int = 8  # of hidden cities and, every second one, of hidden stations
+    folds: int = 12  # of hidden cities and, every second one, of hidden stations
     fold_issues: int = 30
-    knn_steps: int = 400
+    knn_steps: int = 2000
+    knn_learning_rate: float = 5e-3
     knn_queries: int = 64  # a step
     hidden_share: float = 0.2
 
@@ -97,37 +98,66 @@ def train(
     result = TrainedOutlook(network, recipe=asdict(recipe))
     task = _Task(network, observations, train_hours, validation_hours, city, np.random.default_rng(seed), recipe)
     task.fit_backbone()
-    _descend(task.parameters(), task.draw, task.validate, recipe.steps, result, recipe)
+    _descend(network, task, recipe.steps, recipe.learning_rate, recipe.check_every, result)
+    calibrate(network, task)
     if recipe.knn_steps:
         between = _Between(task)
-        _descend(between.parameters(), between.draw, between.validate, recipe.knn_steps, result, recipe)
+        _descend(network, between, recipe.knn_steps, recipe.knn_learning_rate, 4 * recipe.check_every, result)
+        calibrate(network, between)
     network.eval()
     return result
 
 
+@torch.no_grad()
+def validate(network: OutlookNet, task: _Task | _Between) -> float:
+    """Loss over the validation hours."""
+    every = [
+        loss(*network.distribution(made, task.between), truth, known, task.recipe)
+        for made, truth, known in task.checked()
+    ]
+    return float(torch.stack(every).mean())
+
+
+@torch.no_grad()
+def calibrate(network: OutlookNet, task: _Task | _Between) -> None:
+    """Give the distribution the shape that the errors have in the validation hours, in units of its own scales.
+
+    The steps between quantiles become those of the standardised errors; the median stays at the centre.
+    """
+    found = []
+    for forecast, truth, known in task.checked():
+        error = truth - forecast.centre
+        found.append((error / torch.where(error < 0, forecast.below, forecast.above).exp())[known])
+    quantiles = np.quantile(torch.cat(found).numpy(), LEVELS)
+    quantiles[LEVELS.index(0.5)] = 0.0
+    steps = torch.from_numpy(np.diff(quantiles)).float().clamp(min=1e-3)
+    network.shape[int(task.between)] = (steps / network.normal_steps).log()
+
+
 def _descend(
-    parameters: list[torch.nn.Parameter],
-    draw: Callable[[], Tensor],
-    validate: Callable[[], float],
+    network: OutlookNet,
+    task: _Task | _Between,
     steps: int,
+    rate: float,
+    check_every: int,
     result: TrainedOutlook,
-    recipe: OutlookRecipe,
 ) -> None:
-    """Take the training steps of some parameters; keep those with the best validation score, the start among them."""
-    optimiser = torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, recipe.learning_rate, total_steps=steps, pct_start=0.1)
-    best, kept, running = validate(), [p.detach().clone() for p in parameters], float("nan")
+    """Take the training steps of a task; keep the weights with the best validation score, the start among them."""
+    parameters = task.parameters()
+    optimiser = torch.optim.AdamW(parameters, lr=rate, weight_decay=task.recipe.weight_decay)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps, pct_start=warm_up(steps))
+    best, kept, running = validate(network, task), [p.detach().clone() for p in parameters], float("nan")
     for step in range(1, steps + 1):
-        result.network.train()
-        loss = draw()
+        network.train()
+        loss = task.draw()
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimiser.step()
         schedule.step()
         running = loss.item() if running != running else 0.97 * running + 0.03 * loss.item()
-        if step % recipe.check_every == 0 or step == steps:
-            score = validate()
+        if step % check_every == 0 or step == steps:
+            score = validate(network, task)
             result.history.append({"step": step, "loss": running, "validation": score})
             log.info("step %d: loss %.4f, validation %.4f", step, running, score)
             if score < best:
@@ -137,8 +167,15 @@ def _descend(
             parameter.copy_(value)
 
 
+def warm_up(steps: int) -> float:
+    """Share of the steps over which the learning rate rises: a tenth, but two steps where there are few."""
+    return max(0.1, min(0.75, 2 / steps))
+
+
 class _Task:
     """Draws issue times of the training hours and scores those of the validation hours."""
+
+    between = False
 
     def __init__(
         self,
@@ -224,17 +261,13 @@ class _Task:
         return loss(quantiles, mean, truth, known, self.recipe)
 
     @torch.no_grad()
-    def validate(self) -> float:
-        """Loss over the validation hours' issue times, all stations and `CHECKED` leads."""
+    def checked(self) -> Iterator[tuple[Outlook, Tensor, Tensor]]:
+        """Forecasts of the validation hours' issue times, the truth, and where it is known."""
         every, lead = np.arange(len(self.city)), torch.tensor(CHECKED)
-        total = []
         self.network.eval()
         for issue in self.checks:
-            x = self.inputs(int(issue), every, every, lead)
-            truth, known = self.truth(int(issue), every, lead)
-            quantiles, mean = self.network.distribution(self.network.forecaster(x), between=False)
-            total.append(loss(quantiles, mean, truth, known, self.recipe))
-        return float(torch.stack(total).mean())
+            forecast = self.network.forecaster(self.inputs(int(issue), every, every, lead))
+            yield forecast, *self.truth(int(issue), every, lead)
 
 
 @dataclass(frozen=True)
@@ -256,6 +289,8 @@ class _Fold:
 
 class _Between:
     """Draws forecasts at stations hidden in turn, the forecaster held fixed."""
+
+    between = True
 
     def __init__(self, task: _Task) -> None:
         self.task, self.network, self.recipe, self.rng = task, task.network, task.recipe, task.rng
@@ -301,18 +336,22 @@ class _Between:
         return self._loss(fold, queries, issues)
 
     @torch.no_grad()
-    def validate(self) -> float:
-        """Loss at a part of the cities and at a part of the stations over the validation hours."""
-        every = [self._loss(fold, *(torch.arange(n) for n in fold.truth.shape[:2])) for fold in self.checks]
-        return float(torch.stack(every).mean())
+    def checked(self) -> Iterator[tuple[Outlook, Tensor, Tensor]]:
+        """Forecasts at a part of the cities and at a part of the stations, the truth, and where it is known."""
+        for fold in self.checks:
+            yield self._forecast(fold, torch.arange(fold.truth.shape[0]), torch.arange(fold.truth.shape[1]))
 
     def _loss(self, fold: _Fold, queries: Tensor, issues: Tensor) -> Tensor:
+        made, truth, known = self._forecast(fold, queries, issues)
+        return loss(*self.network.distribution(made, between=True), truth, known, self.recipe)
+
+    def _forecast(self, fold: _Fold, queries: Tensor, issues: Tensor) -> tuple[Outlook, Tensor, Tensor]:
         weights = self.network.knn.weigh(Layout(*(part[queries] for part in fold.layout)))
         channels = Outlook(*(part[:, issues].flatten(1) for part in fold.channels))
         kriged, attended = gather(channels, fold.index[queries], weights)
         cycle, truth, known = (part[queries][:, issues].flatten(1, 2) for part in (fold.cycle, fold.truth, fold.known))
-        made = self.network.knn.combine(weights, kriged, attended, fold.lead.repeat(len(issues)), cycle)
-        return loss(*self.network.distribution(made, between=True), truth, known, self.recipe)
+        lead = fold.lead.repeat(len(issues))
+        return self.network.knn.combine(weights, kriged, attended, lead, cycle), truth, known
 
 
 def stacked(inputs: tuple[Inputs, ...]) -> Inputs:

@@ -14,6 +14,7 @@ import logging
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -91,9 +92,11 @@ def _train(
     without: str | None,
     digests: dict[str, Any],
 ) -> Path:
-    recipe = (
-        outlook_train.OutlookRecipe() if steps is None else outlook_train.OutlookRecipe(steps=steps, knn_steps=steps)
-    )
+    recipe = outlook_train.OutlookRecipe()
+    if steps is not None:
+        recipe = replace(recipe, steps=steps, knn_steps=steps)
+    if without:
+        recipe = replace(recipe, knn_steps=0)  # the ablation is judged at the stations
     hours = slice(0, split.train_end), slice(split.train_end, split.test_start)
     parts = {without: False} if without else {}
     result = outlook_train.train(visible, *hours, city, seed, recipe, parts)
@@ -152,7 +155,11 @@ def evaluate(
     methods = _networks(files, parts) | _fitted(names, parts, city, split)
     issues = issue_times(record.hours, split, step)
     groups = {VISIBLE: len(visible)} | {group: len(members) for group, members in hidden.items()}
-    sums = {name: _sums(name, method, parts, issues, groups) for name, method in methods.items()}
+    stations_only = {VISIBLE: groups[VISIBLE]}
+    sums = {
+        name: _sums(name, method, parts, issues, stations_only if "without" in name else groups)
+        for name, method in methods.items()
+    }
     about = _about(issues, step) | digests | {"weights": {k: outlook.digest(p) for k, p in files.items()}}
     result = outlook_score.assess(sums, about, record.hours[issues] // DAY)
     out_dir.mkdir(parents=True, exist_ok=True)

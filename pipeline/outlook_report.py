@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from pipeline import score
-from pipeline.outlook_score import COMPARED, OutlookEvaluation
+from pipeline.outlook_score import AQNET, COMPARED, OutlookEvaluation
 
 _HEAD = """# Outlook
 
@@ -78,7 +78,8 @@ def _interval(value: float, low: float, high: float) -> str:
 def _words(differences: pd.DataFrame) -> str:
     """One line a group, kind and statistic: where AQ-Net is not significantly better than every baseline."""
     lines = []
-    for (group, kind, statistic), rows in differences.groupby(["group", "kind", "statistic"], sort=False):
+    baselines = differences[~differences["minus"].str.startswith(AQNET)]
+    for (group, kind, statistic), rows in baselines.groupby(["group", "kind", "statistic"], sort=False):
         worse, unsure = rows[rows["low"] > 0], rows[(rows["low"] <= 0) & (rows["high"] >= 0)]
         text = "significantly better than every baseline in every window"
         if len(worse) or len(unsure):

@@ -125,6 +125,8 @@ def assess(
 ) -> OutlookEvaluation:
     """Tables from the sums of method -> group; `issue_day` (I,) is the day of each issue time.
 
+    The first method has every group; another may lack some.
+
     Raises
     ------
     ValueError
@@ -132,7 +134,7 @@ def assess(
     """
     rows, differences = [], []
     for group in next(iter(found.values())):
-        members = {name: groups[group] for name, groups in found.items()}
+        members = {name: groups[group] for name, groups in found.items() if group in groups}
         _check_pairs(group, members)
         for kind, hours, at in _windows():
             windows = {name: one.window(kind, hours, at) for name, one in members.items()}
@@ -178,7 +180,7 @@ def _over_seeds(scores: pd.DataFrame) -> pd.DataFrame:
     networks = scores[scores["method"].str.startswith(AQNET)]
     if networks.empty:
         return pd.DataFrame()
-    name = networks["method"].str.replace(r" ?seed\\d+$", "", regex=True).str.strip()
+    name = networks["method"].map(_network_of)
     keys = ["group", "kind", "window", "at", "network"]
     grouped = networks.assign(network=name).drop(columns=["method", "pairs"]).groupby(keys, sort=False)
     return grouped.agg(["median", "min", "max"]).pipe(_flat).reset_index()
@@ -188,27 +190,33 @@ def _flat(table: pd.DataFrame) -> pd.DataFrame:
     return table.set_axis(["_".join(column) for column in table.columns], axis=1)
 
 
-def middle(windows: Mapping[str, Sum]) -> str | None:
-    """Name of the seed of AQ-Net with the median CRPS (the lower one of two)."""
-    seeds = [name for name in windows if name.startswith(f"{AQNET}seed")]
+def middle(windows: Mapping[str, Sum], network: str = AQNET) -> str | None:
+    """Name of the seed of a network with the median CRPS (the lower one of two)."""
+    seeds = [name for name in windows if name.startswith(f"{network.strip()} seed")]
     order = sorted(seeds, key=lambda name: float(windows[name][:, STATISTICS.index("crps")].sum()))
     return order[(len(order) - 1) // 2] if order else None
 
 
 def _differences(windows: Mapping[str, Sum], block: NDArray[np.int64]) -> list[dict[str, object]]:
-    """AQ-Net minus every baseline."""
+    """AQ-Net minus every baseline and every ablation, median seeds."""
     network = middle(windows)
     if network is None:
         return []
-    others = [name for name in windows if not name.startswith(AQNET)]
+    ablations = dict.fromkeys(_network_of(name) for name in windows if name.startswith(AQNET))
+    others = {name: name for name in windows if not name.startswith(AQNET)}
+    others |= {name: str(middle(windows, name)) for name in ablations if name != AQNET.strip()}
     rows: list[dict[str, object]] = []
-    for name in others:
+    for shown, name in others.items():
         for statistic in COMPARED:
             value, low, high = block_bootstrap(windows[network], windows[name], block, statistic)
-            rows.append(
-                {"network": network, "minus": name, "statistic": statistic, "value": value, "low": low, "high": high}
-            )
+            row: dict[str, object] = {"network": network, "minus": shown, "statistic": statistic}
+            rows.append(row | {"value": value, "low": low, "high": high})
     return rows
+
+
+def _network_of(method: str) -> str:
+    """Name of a network without its seed."""
+    return method.rpartition("seed")[0].strip()
 
 
 def block_bootstrap(

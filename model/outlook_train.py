@@ -22,7 +22,7 @@ from torch import Tensor
 from model.outlook import Layout, Outlook, OutlookConfig, OutlookNet, gather
 from model.outlook_infer import layout_of
 from model.outlook_inputs import DECAYS, HISTORY, HORIZON, Inputs, contexts, decays, read, record_of
-from model.windows import LEVELS, Observations, Points, cyclic, normalisation
+from model.windows import LEVELS, Float, Observations, Points, cyclic
 
 log = logging.getLogger("aqnet")
 
@@ -93,7 +93,7 @@ def train(
         When the training or validation hours hold no issue time.
     """
     torch.manual_seed(seed)
-    mean, std = normalisation(observations.values[:, train_hours])
+    mean, std = scaling(observations.values[:, train_hours])
     network = OutlookNet(OutlookConfig(mean=mean, std=std, **(parts or {})))
     result = TrainedOutlook(network, recipe=asdict(recipe))
     task = _Task(network, observations, train_hours, validation_hours, city, np.random.default_rng(seed), recipe)
@@ -106,6 +106,15 @@ def train(
         calibrate(network, between)
     network.eval()
     return result
+
+
+def scaling(values: Float) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of log(value + 1) of each pollutant, (P, T, S); defaults for one never measured."""
+    logs = [np.log1p(part[np.isfinite(part)].clip(min=0)) for part in values]
+    usual = zip(logs, OutlookConfig.mean, OutlookConfig.std, strict=True)
+    found = [(float(x.mean()), float(x.std())) if len(x) else (mean, std) for x, mean, std in usual]
+    mean, std = zip(*found, strict=True)
+    return mean, std
 
 
 @torch.no_grad()

@@ -94,7 +94,8 @@ def _train(
 ) -> Path:
     recipe = outlook_train.OutlookRecipe()
     if steps is not None:
-        recipe = replace(recipe, steps=steps, knn_steps=steps)
+        fewer = min(recipe.backbone_issues, 20 * steps)
+        recipe = replace(recipe, steps=steps, knn_steps=steps, backbone_issues=fewer)
     if without:
         recipe = replace(recipe, knn_steps=0)  # the ablation is judged at the stations
     hours = slice(0, split.train_end), slice(split.train_end, split.test_start)

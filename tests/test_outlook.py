@@ -521,3 +521,65 @@ def test_gather_is_a_weighted_sum() -> None:
     torch.testing.assert_close(kriged[1, :, 0], expected)
     expected = sum(weights.attention[1, m] * channels.lift[index[1, m]] for m in range(3))
     torch.testing.assert_close(attended.lift[1], expected)
+
+
+# ---- the whole evaluation ----
+
+
+@pytest.fixture
+def public_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
+    """SIMULATED record in place of the public one: 14 visible stations, 2 hidden of each kind, 1,500 hours."""
+    o = ar1(1500, 18)[0]
+    codes = np.array([f"{s:04d}A" for s in range(18)])
+    hidden = {"hidden_random": codes[14:16].tolist(), "hidden_city": codes[16:].tolist()}
+    split = public.Splits(codes[:14].tolist(), hidden, (0, 0, 0, 0), 800, 1100, 1500)
+    monkeypatch.setattr(public.Splits, "read", classmethod(lambda cls, path: split))
+    monkeypatch.setattr(public, "read_record", lambda *_: (o, codes))
+    monkeypatch.setattr(public, "digests", lambda *_: {"digests": {}})
+    rows = "\n".join(f"{code},city{s // 2}" for s, code in enumerate(codes))
+    (tmp_path / "stations.csv").write_text("code,city\n" + rows + "\n")
+    return {"source_path": tmp_path, "stations": tmp_path / "stations.csv", "splits": tmp_path / "splits.json"}
+
+
+def test_evaluation_scores_every_group_and_writes_the_page(public_record: dict[str, Path], tmp_path: Path) -> None:
+    ablations = tmp_path / "ablations"
+    for seed in pipeline_outlook.SEEDS:
+        outlook.save(network(seed, 0.0), tmp_path / f"outlook-seed{seed}.safetensors", {})
+        for part in pipeline_outlook.ABLATIONS.values():
+            outlook.save(network(seed, 0.1), ablations / f"outlook-without-{part}-seed{seed}.safetensors", {})
+    result = pipeline_outlook.evaluate(
+        **public_record,
+        out_dir=tmp_path / "out",
+        weights=sorted(tmp_path.glob("*.safetensors")),
+        ablations=ablations,
+        step=36,
+        baselines=["persistence", "climatology"],
+    )
+    rows = result.scores.query("kind == 'hourly' and window == 12 and not at").set_index(["group", "method"])
+    assert set(rows.index.get_level_values("group")) == {"visible", "hidden_random", "hidden_city"}
+    assert rows.loc[("visible", "aqnet seed0"), "mae"] < rows.loc[("visible", "climatology"), "mae"]
+    issues = pipeline_outlook.issue_times(np.arange(1500) + FIRST, public.Splits.read(tmp_path), 36)
+    assert rows.loc[("hidden_city", "persistence"), "pairs"] == len(issues) * 12 * 2
+    assert ("visible", "aqnet without lstm seed1") in rows.index
+    assert ("hidden_city", "aqnet without lstm seed1") not in rows.index
+    assert json.loads((tmp_path / "out" / "outlook.json").read_text())["about"]["issue_times"] == len(issues)
+    assert "# Outlook" in (tmp_path / "out" / "outlook.md").read_text()
+
+
+def test_training_writes_weights_that_say_how(public_record: dict[str, Path], tmp_path: Path) -> None:
+    path = pipeline_outlook.train(**public_record, out=tmp_path / "w", seed=3, steps=1, without="attention")
+    assert path.name == "outlook-without-attention-seed3.safetensors"
+    assert not outlook.load(path).config.attention
+    described = json.loads(path.with_suffix(".json").read_text())["training"]
+    assert described["seed"] == 3
+    assert described["visible_stations"] == 14
+    assert described["recipe"]["steps"] == 1
+
+
+def test_scaling_is_that_of_the_logarithms_and_a_default_for_what_was_never_measured() -> None:
+    values = observed().values
+    values[4] = np.nan
+    mean, std = outlook_train.scaling(values)
+    logs = np.log1p(values[0][np.isfinite(values[0])])
+    assert (mean[0], std[0]) == pytest.approx((logs.mean(), logs.std()), rel=1e-5)
+    assert (mean[4], std[4]) == (OutlookConfig.mean[4], OutlookConfig.std[4])

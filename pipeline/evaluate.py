@@ -27,7 +27,7 @@ from model import baseline, checkpoint, geometry, infer, space_time
 from model.baseline import Estimator
 from model.geometry import TERRAIN_FACTOR
 from model.windows import LEVELS, POLLUTANTS, Estimate, Observations, Points
-from pipeline import assess, provenance, score, sources
+from pipeline import assess, provenance, score, score_figures, sources
 from pipeline.assess import AQNET, Evaluation, middle, networks_of
 from pipeline.atomic import replacing
 from pipeline.errors import InputError
@@ -112,13 +112,13 @@ def evaluate(
     stride: int = 6,
     methods: Mapping[str, Estimator] | None = None,
 ) -> Evaluation:
-    """Score every method and AQ-Net on the test hours of the public split; write ``evaluation.json`` and ``.md``.
+    """Score all methods and AQ-Net on the test hours of the public split; write ``evaluation.json``, ``.md``, pictures.
 
     Parameters
     ----------
     source_path, stations : CNEMC files and station list, as `pipeline.sources.read` takes them.
     splits : splits.json.
-    out_dir : folder for the two files; each is written whole or not at all.
+    out_dir : folder for the files; each is written whole or not at all.
     weights : AQ-Net weights, one file a seed; None takes the shipped ones.
     stride : every so many test hours are scored.
     methods : baselines that read each hour alone; None takes all, kriging with a variogram of the visible stations'
@@ -140,6 +140,10 @@ def evaluate(
     for name, text in (("evaluation.json", result.to_json()), ("evaluation.md", result.to_markdown())):
         with replacing(out_dir / name) as part:
             part.write_text(text)
+    for group, found in result.assessments.items():
+        shown = [*assess.SHOWN, *middle(networks_of(found.scores))]
+        title = f"{group}: {len(scored)} test hours of the public split"
+        score_figures.draw_scores(found, out_dir / f"evaluation-{group}.png", shown, title)
     return result
 
 

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from model import baseline, gaps, geometry, space_time, space_time_fit
 from model.baseline import Estimator
 from model.windows import LEVELS, POLLUTANTS, Observations
-from pipeline import assess, evaluate
+from pipeline import assess, evaluate, score_figures
 from pipeline.assess import Assessment
 from pipeline.atomic import replacing
 from pipeline.evaluate import Withheld
@@ -277,12 +277,12 @@ def evaluate_folds(
     protocols: Sequence[Protocol],
     networks: Mapping[str, Method],
 ) -> dict[str, Assessment]:
-    """Run protocols over all stations of the public split; write ``folds.json`` and ``folds.md``.
+    """Run protocols over all stations of the public split; write ``folds.json``, ``folds.md`` and pictures.
 
     Parameters
     ----------
     source_path, stations, splits : as `pipeline.evaluate.evaluate` takes them.
-    out_dir : folder for the two files.
+    out_dir : folder for the files.
     work : folder of finished folds, see `run`.
     networks : AQ-Net as it is trained for a fold, by name; the first is set against the baselines.
 
@@ -314,3 +314,6 @@ def _write(found: Mapping[str, Assessment], about: Mapping[str, Any], out_dir: P
     for file, content in (("folds.json", json.dumps(result, indent=1, allow_nan=False) + "\n"), ("folds.md", text)):
         with replacing(out_dir / file) as part:
             part.write_text(content)
+    for name, a in found.items():
+        title = f"{name.replace('_', ' ')}: every station estimated by methods that never saw it"
+        score_figures.draw_scores(a, out_dir / f"folds-{name}.png", shown, title)

@@ -220,7 +220,12 @@ def test_evaluation_writes_tables_seeds_differences_and_digests(cnemc: Path, tmp
     assert {row["minus"] for row in saved["groups"]["hidden_city"]["skill"]} == {"log_kriging", "idw_k8_p1"}
     text = (tmp_path / "out" / "evaluation.md").read_text()
     assert "| aqnet s2 | 1.8" in text
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["evaluation.json", "evaluation.md"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "evaluation-hidden_city.png",
+        "evaluation-hidden_random.png",
+        "evaluation.json",
+        "evaluation.md",
+    ]
 
 
 def test_baselines_are_fitted_on_training_hours_of_visible_stations(cnemc: Path, tmp_path: Path, monkeypatch):

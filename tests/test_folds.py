@@ -247,6 +247,7 @@ def test_the_protocol_pools_all_folds_and_writes_assignment_and_tables(tmp_path:
     )
     assert saved["about"]["leave_station_out"]["stride"] == 7
     assert {row["method"] for row in saved["leave_city_out"]["scores"]} == {"idw_k8_p1", "log_kriging", "aqnet"}
+    assert (tmp_path / "folds-leave_city_out.png").stat().st_size > 10_000
     text = (tmp_path / "folds.md").read_text()
     assert text.startswith("# Leave city out\n")
     assert "# Leave station out" in text

@@ -116,6 +116,7 @@ class Field:
         self.first = int(record.hours[0]) + issue
         self.seen = seen_at(record, issue)
         self.distance = np.full(len(points.lon), np.nan)
+        self.channels = Outlook(*torch.zeros(4, 0, HORIZON))
         if len(self.seen):
             self.channels = channels_at(network, record, issue, self.seen, all_leads())
             here = (np.asarray(part)[self.seen] for part in (record.lon, record.lat, elevation))

@@ -31,6 +31,9 @@ Index = NDArray[np.int64]
 #: Leads that validation looks at, hours.
 CHECKED = (1, 2, 4, 6, 9, 12, 16, 20, 24, 30, 36, 42, 48, 60, 72, 90, 108, 126, 147, 168)
 
+#: Training is repeatable on a given machine with this many threads.
+THREADS = 1
+
 _TOP = 7.5  # exp(7.5) = 1,800 ug m-3; keeps a stray early step finite
 
 
@@ -92,6 +95,7 @@ def train(
     ValueError
         When the training or validation hours hold no issue time.
     """
+    torch.set_num_threads(THREADS)
     torch.manual_seed(seed)
     mean, std = scaling(observations.values[:, train_hours])
     network = OutlookNet(OutlookConfig(mean=mean, std=std, **(parts or {})))

@@ -350,6 +350,10 @@ def test_a_station_without_a_value_is_left_out_and_none_at_all_gives_no_forecast
     assert np.isnan(empty.mean).all()
     assert np.isnan(empty.distance).all()
     assert (empty.count == 0).all()
+    nothing = outlook_infer.Field(
+        net, record_of(replace(o, values=values), TINY.mean, TINY.std), o.elevation, places, 400
+    )
+    assert nothing.at_stations().mean.shape == (0, HORIZON)
 
 
 def test_a_record_that_begins_late_is_a_history_with_missing_hours() -> None:

@@ -10,8 +10,12 @@ from pipeline.outlook_score import AQNET, COMPARED, OutlookEvaluation
 _HEAD = """# Outlook
 
 168 hours ahead from the 336 hours before; every method on the same pairs. Windows are cumulative: 24 h pools leads 1 to
-24. MAE is of the median, RMSE and R2 are of the mean; baselines have the distribution of their own errors in the
-validation hours, and come to hidden stations by log kriging. Daily scores are of means over 24 leads."""
+24; scores at the last lead of each window alone are in outlook.json (`at`). Daily scores are of means over 24 leads.
+MAE is of the median, RMSE and R2 are of the mean. Baselines have the distribution of their own errors in the validation
+hours, and come to hidden stations by log kriging; what they are is said in `model/outlook_baselines.py`. Units are
+ug m-3."""
+
+_ABLATION = """Each ablation was trained as the whole network, three seeds, and is scored at the stations."""
 
 _DIFFERENCES = """## AQ-Net minus baselines
 
@@ -22,11 +26,14 @@ with the median CRPS. `ns`: the interval holds zero, the difference is not signi
 def markdown(result: OutlookEvaluation) -> str:
     """The page."""
     about = [f"- {key}: {value}" for key, value in result.about.items() if isinstance(value, str | int)]
-    parts = [_HEAD, "\n".join(about), "## Scores", *_scores(result.scores)]
-    if len(result.seeds):
-        parts += ["## Seeds and ablation: median (min to max)", *_seeds(result.seeds)]
+    parts = [_HEAD, "\n".join(about)]
     if len(result.differences):
-        parts += [_DIFFERENCES, *_differences(result.differences), "### In words", _words(result.differences)]
+        parts += ["## Where AQ-Net is better", _words(result.differences)]
+    parts += ["## Scores", *_scores(result.scores)]
+    if len(result.seeds):
+        parts += ["## Seeds and ablation: median (min to max)", _ABLATION, *_seeds(result.seeds)]
+    if len(result.differences):
+        parts += [_DIFFERENCES, *_differences(result.differences)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -81,11 +88,16 @@ def _words(differences: pd.DataFrame) -> str:
     baselines = differences[~differences["minus"].str.startswith(AQNET)]
     for (group, kind, statistic), rows in baselines.groupby(["group", "kind", "statistic"], sort=False):
         worse, unsure = rows[rows["low"] > 0], rows[(rows["low"] <= 0) & (rows["high"] >= 0)]
+        exceptions = [f"worse than {_listed(worse)}"] * (len(worse) > 0)
+        exceptions += [f"not significant against {_listed(unsure)}"] * (len(unsure) > 0)
         text = "significantly better than every baseline in every window"
-        if len(worse) or len(unsure):
-            text = "significantly better, except: " + "; ".join(
-                [f"worse than {r['minus']} to {r['window']} h" for _, r in worse.iterrows()]
-                + [f"not significant against {r['minus']} to {r['window']} h" for _, r in unsure.iterrows()]
-            )
+        if exceptions:
+            text = "significantly better, except: " + "; ".join(exceptions)
         lines.append(f"- {group}, {kind}, {statistic}: {text}.")
     return "\n".join(lines)
+
+
+def _listed(rows: pd.DataFrame) -> str:
+    """Baselines and their windows."""
+    named = rows.groupby("minus", sort=False)["window"].agg(lambda hours: ", ".join(f"{h} h" for h in hours))
+    return ", ".join(f"{name} ({hours})" for name, hours in named.items())

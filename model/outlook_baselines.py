@@ -382,6 +382,9 @@ METHODS: dict[str, Callable[..., Forecast]] = {
     "patchtst": patchtst,
 }
 
+#: Packages that some of them need beyond the project's own dependencies.
+NEEDS = {"ridge": "sklearn", "boosting": "sklearn", "patchtst": "transformers"}
+
 
 # ---- a distribution, and to hidden stations ----
 

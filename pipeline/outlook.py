@@ -10,6 +10,7 @@ Shapes: I issue times, N stations, T = 168 leads, R levels.
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import shlex
 import sys
@@ -29,7 +30,7 @@ from model.windows import LEVELS, Float, Observations
 from pipeline import evaluate as public
 from pipeline import outlook_report, outlook_score, provenance
 from pipeline.atomic import replacing
-from pipeline.errors import InputError
+from pipeline.errors import ConfigError, InputError
 from pipeline.evaluate import Splits, Withheld
 from pipeline.outlook_score import AQNET, OutlookEvaluation, Sums
 
@@ -140,7 +141,14 @@ def evaluate(
     ablations : folder with the weights of the ablations; those it lacks are trained into it. None leaves them out.
     step : hours between issue times, from the first midnight UTC of the test hours.
     baselines : names in `model.outlook_baselines.METHODS`; None takes all.
+
+    Raises
+    ------
+    ConfigError
+        When a baseline needs a package that is not installed.
     """
+    names = list(outlook_baselines.METHODS if baselines is None else baselines)
+    _check_installed(names)
     split = Splits.read(splits)
     weights = sorted(outlook.SHIPPED.glob("outlook-seed*.safetensors")) if weights is None else weights
     record, codes = public.read_record(source_path, stations, split)
@@ -152,7 +160,6 @@ def evaluate(
     files = {AQNET + path.stem.removeprefix("outlook-"): path for path in weights}
     if ablations is not None:
         files |= _ablated(parts.visible, city, split, ablations, digests)
-    names = outlook_baselines.METHODS if baselines is None else baselines
     methods = _networks(files, parts) | _fitted(names, parts, city, split)
     issues = issue_times(record.hours, split, step)
     groups = {VISIBLE: len(visible)} | {group: len(members) for group, members in hidden.items()}
@@ -168,6 +175,16 @@ def evaluate(
         with replacing(out_dir / name) as part:
             part.write_text(text)
     return result
+
+
+def _check_installed(names: Sequence[str]) -> None:
+    for name in names:
+        package = outlook_baselines.NEEDS.get(name)
+        if package and importlib.util.find_spec(package) is None:
+            raise ConfigError(
+                f"baseline '{name}': expected the package {package}, a development extra; it is not installed "
+                "(pip install -e '.[dev]', or leave the baseline out)"
+            )
 
 
 def issue_times(hours: Index, split: Splits, step: int) -> Index:
@@ -211,9 +228,7 @@ def _network(path: Path, parts: Withheld) -> Method:
     return forecast
 
 
-def _fitted(
-    names: Sequence[str] | Mapping[str, Any], parts: Withheld, city: NDArray[np.str_], split: Splits
-) -> dict[str, Method]:
+def _fitted(names: Sequence[str], parts: Withheld, city: NDArray[np.str_], split: Splits) -> dict[str, Method]:
     """Fit the baselines, and give them a distribution by their errors in the validation hours."""
     data = outlook_baselines.series(parts.visible, split.train_end, split.test_start)
     folds = [np.flatnonzero(np.isin(city, part)) for part in np.array_split(np.unique(city), 5)]

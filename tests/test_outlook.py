@@ -17,6 +17,7 @@ from model.windows import LEVELS, Observations, Points
 from pipeline import evaluate as public
 from pipeline import outlook as pipeline_outlook
 from pipeline import outlook_report, outlook_score, score
+from pipeline.errors import ConfigError
 
 TINY = OutlookConfig(hidden=8, attention_heads=2, neighbours=5, kriging_heads=2)
 FIRST = 420_000  # hours since 1970, a midnight UTC
@@ -568,6 +569,12 @@ def test_evaluation_scores_every_group_and_writes_the_page(public_record: dict[s
     assert ("hidden_city", "aqnet without lstm seed1") not in rows.index
     assert json.loads((tmp_path / "out" / "outlook.json").read_text())["about"]["issue_times"] == len(issues)
     assert "# Outlook" in (tmp_path / "out" / "outlook.md").read_text()
+
+
+def test_a_baseline_whose_package_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="baseline 'ridge': expected the package sklearn"):
+        pipeline_outlook.evaluate(tmp_path, tmp_path, tmp_path, tmp_path, baselines=["persistence", "ridge"])
 
 
 def test_training_writes_weights_that_say_how(public_record: dict[str, Path], tmp_path: Path) -> None:

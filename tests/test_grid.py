@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pyproj import CRS, Geod, Transformer
 
 from pipeline.errors import ConfigError
-from pipeline.grid import Grid, extent, is_land, terrain
+from pipeline.grid import RELIEF_KM, Grid, extent, is_land, relief, terrain
 
 NORTH_CHINA = (105, 32, 125, 45)
 LAMBERT = "+proj=lcc +lat_1=30 +lat_2=60 +lat_0=39 +lon_0=115 +datum=WGS84"
@@ -103,6 +103,54 @@ def test_terrain_goes_round_the_dateline_and_stops_at_the_poles(lat: float, lon:
     assert -450 <= terrain(lon, lat) <= 6700
 
 
+# ---- relief ----
+
+
+def disc(lon: float, lat: float, km: float) -> np.ndarray:
+    """Terrain on a fine lattice of all places within a distance, by the geodesic."""
+    geod, reach = Geod(ellps="WGS84"), km / 111.195
+    x, y = np.meshgrid(np.linspace(-1.3, 1.3, 81) * reach, np.linspace(-1.05, 1.05, 71) * reach)
+    x = lon + x / np.cos(np.radians(lat + y))
+    away = geod.inv(np.full(x.shape, lon), np.full(x.shape, lat), x, lat + y)[2]
+    return terrain(x, lat + y)[away <= 1000 * km]
+
+
+@pytest.mark.parametrize(
+    ("lon", "lat"), [(116.4, 39.9), (113.3, 37.9), (91.1, 29.65), (106.5, 33.0), (-68.15, -16.5), (25.0, 68.0)]
+)
+def test_relief_is_about_that_of_all_places_around(lon: float, lat: float) -> None:
+    """48 places stand for the disc: means and deviations are within a fifth of the deviation."""
+    found = relief([lon], [lat])[0]
+    for j, km in enumerate(RELIEF_KM):
+        around = disc(lon, lat, km)
+        np.testing.assert_allclose(found[j], terrain(lon, lat) - around.mean(), rtol=0, atol=0.2 * around.std() + 5)
+        np.testing.assert_allclose(found[2 + j], around.std(), rtol=0.2, atol=5)
+
+
+def test_a_valley_lies_below_its_surroundings_and_a_plain_at_their_height() -> None:
+    taiyuan, north_china_plain, sea = relief([112.55, 115.7, 123.0], [37.87, 36.5, 35.0])
+    assert taiyuan[1] < -200
+    assert taiyuan[3] > 200
+    assert np.abs(north_china_plain).max() < 40
+    assert (sea == 0).all()
+
+
+def test_relief_is_float32_and_each_place_s_own() -> None:
+    lon, lat = np.array([100.0, 113.0, 116.0]), np.array([30.0, 37.0, 39.0])
+    found = relief(lon, lat)
+    assert (found.shape, found.dtype) == ((3, 4), np.dtype("float32"))
+    np.testing.assert_array_equal(found[1:2], relief(lon[1:2], lat[1:2]))
+    assert relief([], []).shape == (0, 4)
+
+
+@given(st.floats(-90, 90), st.floats(-180, 180))
+def test_relief_goes_round_the_dateline_and_is_finite_at_the_poles(lat: float, lon: float) -> None:
+    found = relief([lon], [lat])
+    assert np.isfinite(found).all()
+    assert (found[:, 2:] >= 0).all()
+    np.testing.assert_allclose(found, relief([lon + 360], [lat]), atol=0.05)
+
+
 @given(
     st.integers(-180, 150),
     st.integers(-85, 60),
@@ -165,10 +213,11 @@ def test_coords_follow_cf(grid: Grid) -> None:
 
 def test_points_are_the_cells_in_row_order() -> None:
     grid = Grid((100, 30, 102, 31), 1.0)
-    lon, lat, elevation = grid.points()
+    lon, lat, elevation, around = grid.points()
     assert lon.tolist() == [100, 101, 102] * 2
     assert lat.tolist() == [30] * 3 + [31] * 3
     np.testing.assert_array_equal(elevation, terrain(lon, lat))
+    np.testing.assert_array_equal(around, relief(lon, lat))
 
 
 def test_extent_of_a_grid() -> None:

@@ -10,7 +10,21 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.windows import CYCLES, FEATURES, LEVELS, POLLUTANTS, Observations, cyclic, normalisation, window
+from model.windows import (
+    CYCLES,
+    FEATURES,
+    LEVELS,
+    POLLUTANTS,
+    TERRAIN_FEATURES,
+    Observations,
+    Points,
+    cyclic,
+    from_z,
+    normalisation,
+    terrain_features,
+    to_z,
+    window,
+)
 from pipeline import contract
 
 MEAN, STD = (3.5, 4.2, 2.2, 3.2, 3.8, 0.6), (0.85, 0.75, 0.8, 0.7, 0.9, 0.35)
@@ -36,14 +50,31 @@ def test_features_are_scaled_logarithms_marks_and_cycles_of_the_chosen_hours_and
     assert found.features.shape == (2, 7, FEATURES)
     assert found.features.dtype == torch.float32
     for row, s in enumerate(chosen):
-        for p in range(P):
+        for p in range(1, P):
             value = seen.values[p, 2:9, s]
             valid = np.isfinite(value)
             scaled = np.where(valid, (np.log1p(np.nan_to_num(value)) - MEAN[p]) / STD[p], 0)
-            np.testing.assert_allclose(found.features[row, :, p], scaled, atol=1e-5)
-            np.testing.assert_array_equal(found.features[row, :, P + p], valid.astype("f4"))
+            np.testing.assert_allclose(found.features[row, :, p - 1], scaled.clip(-4, 4), atol=1e-5)
+            np.testing.assert_array_equal(found.features[row, :, P - 2 + p], valid.astype("f4"))
         cycles = torch.cat([cyclic(seen.hours[2:9], seen.lon[s : s + 1], period) for period in CYCLES], dim=-1)
-        assert torch.equal(found.features[row, :, 2 * P :], cycles[0])
+        assert torch.equal(found.features[row, :, 2 * (P - 1) :], cycles[0])
+
+
+def test_pm2p5_is_no_feature():
+    """What it says reaches the encoder as z alone."""
+    seen = record()
+    other = replace(seen, values=seen.values.copy())
+    other.values[0] = 77.0
+    a, b = (window(given, slice(None), np.arange(4), MEAN, STD) for given in (seen, other))
+    assert torch.equal(a.features, b.features)
+    assert not torch.equal(a.z, b.z)
+
+
+def test_a_wild_value_of_another_pollutant_is_bounded():
+    seen = record()
+    seen.values[2] = 1e9
+    found = window(seen, slice(None), np.arange(4), MEAN, STD)
+    assert (found.features[..., 1] == 4).all()
 
 
 def test_z_and_valid_are_the_first_pollutant():
@@ -51,7 +82,7 @@ def test_z_and_valid_are_the_first_pollutant():
     found = window(seen, slice(None), np.arange(4), MEAN, STD)
     assert found.valid.dtype == torch.bool
     np.testing.assert_array_equal(found.valid, np.isfinite(seen.values[0]).T)
-    np.testing.assert_allclose(found.z, np.log1p(np.nan_to_num(seen.values[0])).T, rtol=1e-6)
+    np.testing.assert_allclose(found.z, np.cbrt(np.nan_to_num(seen.values[0])).T, rtol=1e-5)
     assert not found.valid.all()
 
 
@@ -60,8 +91,7 @@ def test_a_missing_pollutant_hides_no_other():
     seen.values[1:] = np.nan
     found = window(seen, slice(None), np.arange(4), MEAN, STD)
     np.testing.assert_array_equal(found.valid, np.isfinite(seen.values[0]).T)
-    assert (found.features[..., 1:P] == 0).all()
-    assert (found.features[..., P + 1 : 2 * P] == 0).all()
+    assert (found.features[..., : 2 * (P - 1)] == 0).all()
     assert torch.isfinite(found.features).all()
 
 
@@ -152,7 +182,42 @@ def test_normalisation_does_not_change_with_more_missing_values_around():
 def test_scaled_features_of_the_training_hours_have_mean_0_and_deviation_1():
     seen = record(hours=300)
     found = window(seen, slice(None), np.arange(4), *normalisation(seen.values))
-    for p in range(P):
-        scaled = found.features[..., p][found.features[..., P + p] == 1]
+    for p in range(P - 1):
+        scaled = found.features[..., p][found.features[..., P - 1 + p] == 1]
         assert scaled.mean().item() == pytest.approx(0, abs=1e-4)
         assert scaled.std().item() == pytest.approx(1, abs=1e-2)
+
+
+# ---- z and terrain ----
+
+
+@given(st.floats(0, 2000, width=32))
+def test_z_is_the_cube_root_and_there_is_a_way_back(value: float):
+    z = to_z(torch.tensor([value]))
+    assert z.item() == pytest.approx(np.cbrt(value), rel=1e-5, abs=1e-6)
+    assert from_z(z).item() == pytest.approx(value, rel=1e-4, abs=1e-5)
+
+
+def test_no_z_is_a_concentration_below_0():
+    assert from_z(torch.tensor([-3.0, 0.0])).tolist() == [0.0, 0.0]
+    assert to_z(torch.tensor([-8.0])).item() == 0
+
+
+@pytest.mark.parametrize("kind", ["stations", "points"])
+def test_terrain_features_are_kilometres_and_relief_in_300_m(kind: str):
+    elevation, relief = np.array([0.0, 1500.0]), np.array([[30.0, -60.0, 90.0, 0.0], [300.0, 600.0, 150.0, 3.0]])
+    place = Points(np.zeros(2), np.zeros(2), elevation, relief)
+    if kind == "stations":
+        place = replace(record(stations=2), elevation=elevation, relief=relief)
+    found = terrain_features(place)
+    assert found.shape == (2, TERRAIN_FEATURES)
+    assert found.dtype == torch.float32
+    expected = [[0.0, 0.1, -0.2, 0.3, 0.0], [1.5, 1.0, 2.0, 0.5, 0.01]]
+    torch.testing.assert_close(found, torch.tensor(expected))
+
+
+def test_unknown_relief_counts_as_flat_and_heights_stop_at_5_km():
+    place = Points(np.zeros(2), np.zeros(2), np.array([100.0, 8848.0]))
+    flat = replace(place, relief=np.zeros((2, TERRAIN_FEATURES - 1)))
+    assert torch.equal(terrain_features(place), terrain_features(flat))
+    assert terrain_features(place)[1, 0] == 5

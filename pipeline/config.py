@@ -17,7 +17,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from pipeline.errors import ConfigError
@@ -69,6 +77,51 @@ def _four(value: object) -> object:
 Hour = Annotated[datetime, BeforeValidator(utc_hour)]
 
 
+class Covariate(BaseModel):
+    """A gridded field that a run may use beside its observations, see `pipeline.covariates`.
+
+    Attributes
+    ----------
+    path : NetCDF file or Zarr folder.
+    variable : name of the variable in it.
+    kind : ``background`` is another estimate of PM2.5, ``feature`` anything else that PM2.5 may go with.
+    transform : what is done to a feature first, so that the cube root of PM2.5 goes more nearly linearly with it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: Path
+    variable: str
+    kind: Literal["background", "feature"] = "feature"
+    transform: Literal["none", "log", "cuberoot"] = "none"
+
+    @field_validator("path")
+    @classmethod
+    def _exists(cls, value: Path) -> Path:
+        if not value.exists():
+            raise ValueError(f"expected a NetCDF file or Zarr folder that exists; found nothing at {value}")
+        return value
+
+    @model_validator(mode="after")
+    def _background_is_pm2p5(self) -> Covariate:
+        if self.kind == "background" and self.transform == "log":
+            raise ValueError("expected a background without transform: its cube root is taken; found transform 'log'")
+        return self
+
+    @property
+    def how(self) -> str:
+        """The transform that is applied."""
+        return "cuberoot" if self.kind == "background" else self.transform
+
+
+def _listed(value: object) -> object:
+    """Let the environment say a list as JSON."""
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except json.JSONDecodeError as problem:
+        raise ValueError(f"expected a list in JSON; found {value!r}: {problem}") from None
+
+
 class RunConfig(BaseSettings):
     """What one run reads, makes and where; immutable.
 
@@ -86,6 +139,7 @@ class RunConfig(BaseSettings):
     title : title of the product; None takes the general one.
     truncated : whether an input file that ends early is an error or kept up to its last whole line.
     weights : checkpoint of the network; None is the one shipped.
+    covariates : gridded fields that estimates may use; none by default.
     seed : seed of every random draw.
     """
 
@@ -107,6 +161,7 @@ class RunConfig(BaseSettings):
     title: str | None = None
     truncated: Literal["error", "keep"] = "error"
     weights: Path | None = None
+    covariates: Annotated[tuple[Covariate, ...], NoDecode, BeforeValidator(_listed)] = ()
     seed: Annotated[int, Field(ge=0)] = 0
 
     @field_validator("source")
@@ -147,9 +202,12 @@ class RunConfig(BaseSettings):
     def digest(self) -> str:
         """SHA-256 of everything here that can change a value, the same on every machine.
 
-        Of `input` and `weights` only the names count: `pipeline.provenance.lineage` digests what they hold.
+        Of `input`, `weights` and covariates only the names count: `pipeline.provenance.lineage` digests what they hold.
+        Without covariates it is what it was before there were any.
         """
-        values = self.model_dump(mode="json", exclude={"out"})
+        values = self.model_dump(mode="json", exclude={"out", "covariates"})
+        if self.covariates:
+            values["covariates"] = [c.model_dump(mode="json") | {"path": c.path.name} for c in self.covariates]
         values |= {key: path.name for key in ("input", "weights", "stations") if (path := getattr(self, key))}
         if self.stations is not None:
             values["stations_digest"] = hashlib.sha256(self.stations.read_bytes()).hexdigest()
@@ -239,6 +297,8 @@ def _problem(
     if not details["loc"]:
         return str(details["ctx"]["error"])
     field = str(details["loc"][0])
+    if field == "covariates" and len(details["loc"]) > 1:
+        return _covariate_problem(details)
     if details["type"] == "extra_forbidden":
         return f"{toml_path}: unknown key '{field}'; expected one of {', '.join(RunConfig.model_fields)}"
     if details["type"] == "missing":
@@ -250,3 +310,15 @@ def _problem(
         return f"{where}: {details['ctx']['error']}"
     expected = re.sub(r"^\w+ should", "expected to", details["msg"])
     return f"{where}: {expected}; found {details['input']!r}"
+
+
+def _covariate_problem(details: Mapping[str, Any]) -> str:
+    """One pydantic error in one of the covariates, counted from 1."""
+    _, number, *rest = details["loc"]
+    where = " ".join(["covariates", str(number + 1), *map(str, rest)])
+    if details["type"] == "value_error":
+        return f"{where}: {details['ctx']['error']}"
+    if details["type"] == "extra_forbidden":
+        return f"{where}: unknown key; expected one of {', '.join(Covariate.model_fields)}"
+    expected = re.sub(r"^\w+ should", "expected to", details["msg"])
+    return f"{where}: {expected}" + ("" if details["type"] == "missing" else f"; found {details['input']!r}")

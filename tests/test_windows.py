@@ -120,7 +120,7 @@ def test_pollutants_are_those_of_the_contract_and_the_median_is_a_level():
 # ---- local solar time ----
 
 
-@given(st.integers(0, 600_000), st.integers(-11, 12), st.sampled_from(CYCLES))
+@given(st.integers(0, 600_000), st.integers(-12, 11), st.sampled_from(CYCLES))
 def test_the_same_local_hour_reads_the_same_at_any_longitude(hour: int, zone: int, period: float):
     """An hour `zone` time zones east happens `zone` hours earlier in UTC."""
     here = cyclic(np.array([hour]), np.array([0.0]), period)
@@ -136,6 +136,13 @@ def test_cycles_repeat_after_their_period_and_not_before(hour: int, lon: float, 
     torch.testing.assert_close(found.norm(dim=-1), torch.ones(len(hours)))
     apart = torch.cdist(found[:1], found[1 : int(period)])
     assert apart.min() > 0.5 * 2 * np.pi / period
+
+
+@given(st.integers(0, 600_000), st.floats(-180, 179.9), st.sampled_from(CYCLES))
+def test_longitudes_may_be_written_either_way(hour: int, lon: float, period: float):
+    """It is the same hour of the same day of the week at 182 E and 178 W."""
+    here, again = (cyclic(np.array([hour]), np.array([x]), period) for x in (lon, lon + 360))
+    torch.testing.assert_close(here, again, atol=1e-5, rtol=0)
 
 
 def test_phase_0_is_local_midnight_and_monday():

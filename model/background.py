@@ -41,8 +41,9 @@ STRENGTHS = (1e-3, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, np.inf)
 #: Side of the boxes whose stations are left out together, degrees: a city's stations err together.
 BOX_DEGREES = 1.0
 
-#: Standard errors, over the groups, by which a gain must exceed nothing.
-CAUTION = 1.0
+#: Standard errors, over the groups, by which what a covariate gains must be above nothing. With 1, static noise of long
+#: waves, which agrees with a week's weather by chance, still cost up to 3 %; 2 takes nothing from fields that help.
+CAUTION = 2.0
 
 #: Groups of stations below which nothing can be said of other places: no covariate is used.
 FEWEST_GROUPS = 4
@@ -75,7 +76,7 @@ class Fit(NamedTuple):
 
 
 class _Drift(NamedTuple):
-    """What a piece of a day needs: `fit`, the covariates' `channels` (one a covariate), `limit` (J,), `reach` km."""
+    """What a piece of a day needs: `fit`, the covariates' `channels` (one a covariate), `limit` (J, T), `reach` km."""
 
     fit: Fit
     channels: list[Channels]
@@ -157,10 +158,11 @@ class Drifting(Interpolator):
         e = [fill(z, around, two_sided)[1] for around in self.layout.around]
         known = torch.stack([w.valid for w in x]).all(0)
         products = [_products(torch.stack([*u[w], e[w]], -1), known, groups) for w in range(2)]
-        fitted = fit(np.stack([_over_time(p, own, two_sided) for p in products]))
-        limit = FARTHEST_DEPARTURE * np.array([_spread(u[1][j], known) for j in range(len(x))])
+        sums = [_over_time(p, own, two_sided) for p in products]
+        count = _over_time(known.sum(0).double().numpy(), own, two_sided)
+        squares = np.einsum("tgii->it", sums[1])[:-1] / np.maximum(count, 1.0)
         channels = [self._channels(w, own) for w in x]
-        return _Drift(fitted, channels, limit, self._reach(stations))
+        return _Drift(fit(np.stack(sums)), channels, FARTHEST_DEPARTURE * np.sqrt(squares), self._reach(stations))
 
     def _read(self, hours: slice, stations: NDArray[np.int64]) -> tuple[Window, list[Window]]:
         """Windows (S, L) of z, and of each covariate where z is valid and it is known; hours may leave the record."""
@@ -194,7 +196,8 @@ class Drifting(Interpolator):
         shift = np.zeros(here.shape[1:])
         for j, channels in enumerate(drift.channels):
             said = self.layout.sums(channels, rows).bands.sum(-1).T.numpy()
-            shift += beta[j] * np.clip(here[j] - said, -drift.limit[j], drift.limit[j])
+            limit = drift.limit[j][:, None]
+            shift += beta[j] * np.clip(here[j] - said, -limit, limit)
         return np.where((beta == 0).all(axis=0), np.nan, shift), ratio[0]
 
     def _at_points(self, hours: slice) -> Float:
@@ -212,10 +215,6 @@ def _query_last(fitted: Fit) -> tuple[Float, Float]:
 def _window(x: Tensor) -> Window:
     known = x.isfinite()
     return Window(x.new_empty(0), torch.where(known, x, 0.0), known)
-
-
-def _spread(departure: Tensor, known: Tensor) -> float:
-    return float(departure[known].double().square().mean().sqrt()) if known.any() else 0.0
 
 
 def farness(km: Float, reach: float) -> Float:
@@ -261,11 +260,11 @@ def _products(v: Tensor, known: Tensor, groups: NDArray[np.int64]) -> Float:
     return total.index_add_(0, torch.from_numpy(groups), outer).transpose(0, 1).numpy()
 
 
-def _over_time(products_LGMM: Float, own: slice, two_sided: bool) -> Float:
-    """Sums over the window for each of its own hours (T, G, M, M): up to the hour, or all of it."""
+def _over_time(terms: Float, own: slice, two_sided: bool) -> Float:
+    """Sums of `terms` (L, ...) over the window for each of its own hours (T, ...): up to the hour, or all of it."""
     if two_sided:
-        return np.repeat(products_LGMM.sum(axis=0)[None], own.stop - own.start, axis=0)
-    return products_LGMM.cumsum(axis=0)[own]
+        return np.repeat(terms.sum(axis=0)[None], own.stop - own.start, axis=0)
+    return terms.cumsum(axis=0)[own]
 
 
 def fit(products: Float) -> Fit:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,13 +13,13 @@ import pandas as pd
 import xarray as xr
 from numpy.typing import NDArray
 
-from model import checkpoint, infer
+from model import background, checkpoint, infer
 from model.aqnet import AQNet
 from model.windows import Estimate, Observations, Points
-from pipeline import export, qc
+from pipeline import covariates, export, qc
 from pipeline.contract import HOUR, POLLUTANTS, QUALITY_BITS, STREAMS, check_station_cube
 from pipeline.errors import ConfigError, InputError
-from pipeline.grid import Grid, terrain
+from pipeline.grid import Grid, relief, terrain
 from pipeline.harmonise import to_cube
 from pipeline.sources import table
 
@@ -65,16 +65,19 @@ def load(weights: Path | None = None) -> Network:
     return network
 
 
-def estimator(network: Network) -> Callable[[Observations, Points], Estimate]:
-    """The network as an estimator like those of `model.baseline`."""
-    return partial(infer.estimate, network.aqnet)
+def estimator(network: Network, known: Sequence[covariates.Field] = ()) -> Callable[[Observations, Points], Estimate]:
+    """The network, with covariates where there are any, as an estimator like those of `model.baseline`."""
+    if not known:
+        return partial(infer.estimate, network.aqnet)
+    return lambda record, places: background.estimate(network.aqnet, record, places, _sample(record, places, known)[0])
 
 
 def observations(cube: xr.Dataset) -> Observations:
     """Arrays of a flagged StationCube, rejected values as NaN."""
     values = np.stack([qc.valid(cube, name).values for name in POLLUTANTS]).astype(np.float32)
     place = (cube[name].values.astype(np.float64) for name in ("lon", "lat", "elevation"))
-    return Observations(hours_since_1970(cube["time"].values), values, *place)
+    lon, lat, elevation = place
+    return Observations(hours_since_1970(cube["time"].values), values, lon, lat, elevation, relief(lon, lat))
 
 
 def hours_since_1970(time: NDArray[np.datetime64]) -> NDArray[np.int64]:
@@ -83,7 +86,12 @@ def hours_since_1970(time: NDArray[np.datetime64]) -> NDArray[np.int64]:
 
 
 def fields(
-    cube: xr.Dataset, grid: Grid, start: np.datetime64, end: np.datetime64, network: Network
+    cube: xr.Dataset,
+    grid: Grid,
+    start: np.datetime64,
+    end: np.datetime64,
+    network: Network,
+    known: Sequence[covariates.Field] = (),
 ) -> Iterator[xr.Dataset]:
     """Estimate every land cell, one UTC day at a time, so that memory does not grow with the period.
 
@@ -93,6 +101,7 @@ def fields(
     grid : target grid.
     start, end : hours to make, UTC, half open.
     network : from `load`.
+    known : covariates, see `model.background`; without any, nothing of that is run.
 
     Yields
     ------
@@ -104,8 +113,30 @@ def fields(
     land = grid.land.ravel()
     places = Points(*(axis[land] for axis in grid.points()))
     first = int(np.searchsorted(cube["time"].values, start.astype(cube["time"].dtype)))
-    for block in infer.day_blocks(network.aqnet, record, places, tuple(QUANTILES.values()), first):
+    for block in _blocks(network, record, places, first, known):
         yield _field(block, cube["time"].values[block.hours], grid, land)
+
+
+def _blocks(
+    network: Network, record: Observations, places: Points, first: int, known: Sequence[covariates.Field]
+) -> Iterator[infer.Block]:
+    """Estimates from index `first` of the record, a UTC day at a time, with covariates where there are any."""
+    levels = tuple(QUANTILES.values())
+    if not known:
+        yield from infer.day_blocks(network.aqnet, record, places, levels, first)
+        return
+    sampled, at_places = _sample(record, places, known)
+    yield from background.day_blocks(network.aqnet, record, places, levels, sampled, first)
+    at_places.warn("estimates")
+
+
+def _sample(
+    record: Observations, places: Points, known: Sequence[covariates.Field]
+) -> tuple[background.Covariates, covariates.Sampler]:
+    """Covariates at the stations of a record and at places; the latter are read as they are asked for."""
+    at_stations = covariates.Sampler(known, record.lon, record.lat)(record.hours)
+    at_places = covariates.Sampler(known, places.lon, places.lat)
+    return background.Covariates(at_stations, lambda hours: at_places(record.hours[hours])), at_places
 
 
 def _field(block: infer.Block, time: NDArray[np.datetime64], grid: Grid, land: NDArray[np.bool_]) -> xr.Dataset:
@@ -200,7 +231,13 @@ def _warn_of_extrapolation(estimates: pd.DataFrame) -> None:
         log.warning(text, far, len(estimates), EXTRAPOLATED_KM)
 
 
-def at_points(cube: xr.Dataset, points: pd.DataFrame, start: np.datetime64, network: Network) -> pd.DataFrame:
+def at_points(
+    cube: xr.Dataset,
+    points: pd.DataFrame,
+    start: np.datetime64,
+    network: Network,
+    known: Sequence[covariates.Field] = (),
+) -> pd.DataFrame:
     """Estimate the hours of a flagged StationCube from `start` at points (columns station, lon, lat[, elevation]).
 
     Returns
@@ -214,7 +251,8 @@ def at_points(cube: xr.Dataset, points: pd.DataFrame, start: np.datetime64, netw
     ground = terrain(lon, lat).astype(float)
     if "elevation" in points:
         ground = points["elevation"].fillna(pd.Series(ground, points.index)).to_numpy(float)
-    blocks = list(infer.day_blocks(network.aqnet, record, Points(lon, lat, ground), tuple(QUANTILES.values()), first))
+    places = Points(lon, lat, ground, relief(lon, lat))
+    blocks = list(_blocks(network, record, places, first, known))
     columns = {"pm2p5": np.concatenate([block.mean for block in blocks])}
     for n, name in enumerate(QUANTILES):
         columns[name] = np.concatenate([block.quantiles[n] for block in blocks])

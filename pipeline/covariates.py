@@ -31,8 +31,9 @@ log = logging.getLogger("aqnet")
 
 Float = NDArray[np.float64]
 Index = NDArray[np.int64]
+Places = NDArray[np.floating]
 
-#: Factors from the units that a background may have to ug m-3 (CF-1.11, section 3.1: UDUNITS; and how they are written).
+#: Factors to ug m-3 from the units that a background may have (CF-1.11, section 3.1), some as they are often written.
 TO_UG_M3 = {
     "ug m-3": 1.0,
     "ug/m3": 1.0,
@@ -189,7 +190,7 @@ class Sampler:
     two_sided : whether a field may be interpolated towards its next time.
     """
 
-    def __init__(self, fields: Sequence[Field], lon: Float, lat: Float, two_sided: bool = False) -> None:
+    def __init__(self, fields: Sequence[Field], lon: Places, lat: Places, two_sided: bool = False) -> None:
         self.fields, self.two_sided, self.count = fields, two_sided, len(lon)
         self._places = [_bind(field, lon, lat) for field in fields]
         self.asked, self.unknown = 0, 0
@@ -221,7 +222,7 @@ class _Places:
     weights: csr_array
 
 
-def _bind(field: Field, lon: Float, lat: Float) -> _Places:
+def _bind(field: Field, lon: Places, lat: Places) -> _Places:
     """Bilinear weights; a place outside the grid has none."""
     (i, v, j, u), inside = _locate(field, lon, lat)
     rows = np.stack([i, i, i + 1, i + 1], axis=-1)
@@ -239,7 +240,7 @@ def _span(index: Index) -> slice:
     return slice(int(index.min()), int(index.max()) + 1) if index.size else slice(0, 1)
 
 
-def _locate(field: Field, lon: Float, lat: Float) -> tuple[tuple[Index, Float, Index, Float], NDArray[np.bool_]]:
+def _locate(field: Field, lon: Places, lat: Places) -> tuple[tuple[Index, Float, Index, Float], NDArray[np.bool_]]:
     """Lower row, weight of the next, lower column, weight of the next; and whether places are inside the grid."""
     x, y = (np.asarray(axis, np.float64) for axis in (lon, lat))
     axis_x = field.x
@@ -279,7 +280,7 @@ def _values(field: Field, places: _Places, hours: Index, two_sided: bool) -> Flo
 
 
 def _when(field: Field, hours: Index, two_sided: bool) -> tuple[Index, Index, Float]:
-    """Index of the field's time at or before each hour (-1: none within its step), of the next, and the latter's share."""
+    """Index of the field's time at or before each hour (-1: none in its step), of the next, and that one's share."""
     nothing = np.zeros(len(hours))
     if field.times is None:
         return nothing.astype(np.int64), nothing.astype(np.int64), nothing
@@ -316,7 +317,7 @@ def _at(places: _Places, values: Float) -> Float:
 
 @dataclass(frozen=True)
 class _Axes:
-    """Names of the dimensions (y, x), their values ascending, what turns the data so, and whether they are projected."""
+    """Names of the dimensions (y, x), their values ascending, what turns the data so, whether they are projected."""
 
     names: tuple[str, str]
     y: Float

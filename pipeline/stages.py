@@ -20,6 +20,7 @@ import xarray as xr
 
 from pipeline import (
     analyse,
+    covariates,
     evaluate,
     export,
     harmonise,
@@ -76,6 +77,7 @@ class Run:
     inputs: dict[str, str]
     lineage: dict[str, str]
     candidate: write.Candidate
+    known: tuple[covariates.Field, ...] = ()
     stages: list[Stage] = field(default_factory=list)
     quality: list[Record] = field(default_factory=list)
     observed: list[xr.DataArray] = field(default_factory=list)
@@ -112,12 +114,14 @@ def begin(config: RunConfig, run_id: str) -> Iterator[Run]:
     """
     grid, network = config.grid(), analyse.load(config.weights)
     start, end = naive(config.start), naive(config.end)
+    known = covariates.open_all(config.covariates)
+    covariates.check(known, grid, start, end)
     inputs = _digests(config)
     lineage = provenance.lineage(config.digest(), inputs, network.digest, run_id)
     title = {"title": config.title} if config.title else {}
-    attrs = lineage | sources.find(config.source).state(config.input) | title
+    attrs = lineage | sources.find(config.source).state(config.input) | title | covariates.describe(config.covariates)
     with write.begin(config.out / CUBE, grid, start, end, attrs) as candidate:
-        yield Run(config, run_id, grid, network, inputs, lineage, candidate)
+        yield Run(config, run_id, grid, network, inputs, lineage, candidate, known)
 
 
 def ingest(run: Run, month: Month) -> xr.Dataset:
@@ -152,7 +156,7 @@ def analyse_month(run: Run, cube: xr.Dataset, month: Month) -> None:
     """Estimate the month on the grid, block by block, into the candidate."""
     start, end = month
     with run.measured("analyse", _label(month)) as stage:
-        for block in analyse.fields(cube, run.grid, start, end, run.network):
+        for block in analyse.fields(cube, run.grid, start, end, run.network, run.known):
             write.write_block(run.candidate, block)
             stage.rows += block["pm2p5"].size
             _report_progress(run, block["time"].values[-1] + HOUR)
@@ -163,7 +167,7 @@ def analyse_month(run: Run, cube: xr.Dataset, month: Month) -> None:
 def score_month(run: Run, cube: xr.Dataset, month: Month) -> None:
     """Score network and kriging, for the report, at a tenth of the month's stations, withheld from both for that."""
     with run.measured("score", _label(month)) as stage:
-        estimators = {"AQ-Net": analyse.estimator(run.network)}
+        estimators = {"AQ-Net": analyse.estimator(run.network, run.known)}
         lead = int((month[0] - analyse.first_hour(month[0])) / HOUR)
         table = evaluate.withheld(analyse.observations(cube), estimators, lead, seed=run.config.seed)
         if len(table):
@@ -237,7 +241,8 @@ def write_report(run: Run, path: Path) -> Path:
 def _digests(config: RunConfig) -> dict[str, str]:
     """SHA-256 of every file that the run reads, by name."""
     period = analyse.first_hour(naive(config.start)), naive(config.end)
-    return sources.input_digests(config.source, config.input, *period, config.stations)
+    found = sources.input_digests(config.source, config.input, *period, config.stations)
+    return found | covariates.digests(config.covariates)
 
 
 def _days(run: Run) -> Iterator[xr.Dataset]:

@@ -1,98 +1,119 @@
-"""AQ-Net: cyclic time encoding -> LSTM -> multi-head attention -> temporal pooling -> neural kNN -> quantiles.
+"""AQ-Net: cyclic time encoding -> LSTM -> multi-head attention -> neural kNN -> quantiles.
 
-The whole network in one file. Three parts, each cheap where it runs often:
+The whole network in one file. Four parts, each cheap where it runs often:
 
-* `Encoder` reads the recent history of every station and gives it a few channels an hour: a value (the observation,
-  slightly denoised, or an imputation where it is missing), a reliability and an embedding e(s, t).
-* `NeuralKNN` reads the layout of the K nearest stations of a query and gives it, once, several sets of weights: sets
-  that start as ordinary kriging with a learned covariance, and one attention set over the same neighbours.
-* `Head` turns the weighted sums of the channels into quantiles and a mean, hour by hour.
+* `Kriging` turns the layout of the K nearest stations of a place into ordinary-kriging weights, once a place: a set for
+  each band of time scale, since hourly swings reach less far than the level of a week.
+* `Encoder` reads the recent history of every station, what its neighbours say of it included, and gives it a few
+  channels an hour: the bands of its own value, corrected, an embedding, and how far its neighbours were off there.
+* `NeuralKNN` adds attention weights over the nearest few stations, which carry the latter to the place.
+* `Head` turns the weighted sums into quantiles and a mean.
 
 Gridding is then a sparse (queries x stations) product and a small pointwise network (`model.infer`).
 
-Shapes: S stations, L window hours, T output hours, Q queries, K neighbours, H kriging heads, E embedding channels,
-F input features, N = len(LEVELS). Concentrations are handled as z = log(PM2.5 + 1), PM2.5 in ug m-3; distances in km,
-heights in km.
+Shapes: S stations, L window hours, T output hours, Q queries, K neighbours, A neighbours of attention, B bands,
+E embedding channels, F input features, G terrain features, R sets of kriging parameters, N = len(LEVELS).
+Concentrations are handled as z, see `model.windows.to_z`; distances in km.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.windows import FEATURES, LEVELS, Window
+from model.windows import FEATURES, LEVELS, TERRAIN_FEATURES, Window
 
 MEDIAN = LEVELS.index(0.5)
 
-#: Beyond these the network has seen nothing; inputs stop there so that it extrapolates flat.
-FARTHEST = 500.0  # km
-HIGHEST = 4.0  # km
+#: Beyond this the network has seen nothing; inputs stop there so that it extrapolates flat, km.
+FARTHEST = 500.0
 
-#: Added to the summed reliability of the neighbours, which is 0 where none of them has reported.
-NO_SUPPORT = 1e-6
+#: Time scales that part the bands, hours: e-folding times of means over the past, standard deviations about the hour.
+SCALES = {"interim": (3.0, 12.0, 48.0), "final": (1.5, 6.0, 24.0)}
+MODES = tuple(SCALES)
+BANDS = 4
 
-_NEIGHBOUR_FEATURES = 6
-_STATIC_FEATURES = 4
+#: Rows of the kriging parameters: the bands of each mode, then the whole value, by which stations judge one another.
+_WHOLE = BANDS * len(MODES)
+_SETS = _WHOLE + 1
+
+#: Time scale over which the errors at the stations are averaged, hours (as `SCALES`).
+_ERROR_SCALE = {"interim": 2.0, "final": 1.5}
+
+#: Typical z, its summed errors left out alone and with the surroundings; starting points only.
+_LEVEL, _ERROR = 3.4, 0.55
+
+_STATION_FEATURES = 5
 
 
 @dataclass(frozen=True)
 class AQNetConfig:
     """Sizes and normalisation of the network; stored beside the weights.
 
-    `mean` and `std` are those of log(value + 1) of the six pollutants over the training hours.
+    `lead_hours` and `tail_hours` are read before and (final mode) after a UTC day, of which the LSTM reads the
+    `history` next to the day. `mean` and `std` are those of log(value + 1) of the six pollutants over the training
+    hours.
     """
 
     neighbours: int = 48
+    near: int = 16
     lead_hours: int = 48
-    hidden: int = 32
+    tail_hours: int = 48
+    history: int = 24
+    hidden: int = 24
     attention_heads: int = 4
-    embedding: int = 4
-    kriging_heads: int = 3
+    embedding: int = 3
     head_hidden: int = 32
     mean: tuple[float, ...] = (3.5, 4.2, 2.2, 3.2, 3.8, 0.6)
     std: tuple[float, ...] = (0.85, 0.75, 0.8, 0.7, 0.9, 0.35)
 
 
-class Channels(NamedTuple):
-    """What the encoder gives each station an hour.
-
-    `value` (S, T) z, denoised or imputed; `reliability` (S, T) >= 0 scales the attention; `trust` (S, T) in [0, 1]
-    scales the anomaly that kriging sees, 1 where observed; both are 0 where the window holds no observation;
-    `embedding` (S, T, E).
-    """
-
-    value: Tensor
-    reliability: Tensor
-    trust: Tensor
-    embedding: Tensor
-
-
 class Geometry(NamedTuple):
-    """Layout of the K nearest stations of each query, nearest first; heights are station minus query, km.
+    """Layout of the K nearest stations of each query, nearest first.
 
-    `distance`, `rise` (Q, K); `between`, `step` (Q, K, K) the same between the neighbours; `height` (Q,).
+    `distance` (Q, K), `between` (Q, K, K) km; `place` (Q, G), `stations` (Q, K, G) terrain features.
     """
 
     distance: Tensor
-    rise: Tensor
     between: Tensor
-    step: Tensor
-    height: Tensor
+    place: Tensor
+    stations: Tensor
+
+
+class Surroundings(NamedTuple):
+    """What each station's neighbours say of it: weights (S, K) on the stations `index` (S, K)."""
+
+    index: Tensor  # type: ignore[assignment]
+    weights: Tensor
+
+
+class Channels(NamedTuple):
+    """What the encoder gives each station an hour.
+
+    `bands` (S, T, B) of z, gaps filled; `embedding` (S, T, E); `error` (S, T) of what the neighbours say, times `heard`
+    (S, T) in [0, 1], the share of the last hours with an observation.
+    """
+
+    bands: Tensor
+    embedding: Tensor
+    error: Tensor
+    heard: Tensor
 
 
 class Weights(NamedTuple):
     """What `NeuralKNN` gives each query, once.
 
-    `attention` (Q, K) > 0, rows sum to 1; `kriging` (Q, H, K), rows sum to 1, may be negative; `variance` (Q, H) of a
-    new observation, in z; `static` (Q, 4) features of the query.
+    `bands` (Q, B, K), rows sum to 1, may be negative; `attention` (Q, A) > 0 over the nearest A, rows sum to 1;
+    `variance` (Q, B) of a new observation, in z; `static` (Q, G + 1).
     """
 
+    bands: Tensor
     attention: Tensor
-    kriging: Tensor
     variance: Tensor
     static: Tensor
 
@@ -100,184 +121,327 @@ class Weights(NamedTuple):
 class Sums(NamedTuple):
     """Weighted sums over the neighbours of a query and hour: what `Head` sees of the observations.
 
-    `attended` (Q, T) mean of z by attention; `kriged` (Q, T, H); `spread` (Q, T) standard deviation of z about
-    `attended`; `support` (Q, T) summed weight; `embedding` (Q, T, E).
+    `bands` (Q, T, B); `error` (Q, T) nearby; `heard` (Q, T); `embedding` (Q, T, E).
     """
 
-    attended: Tensor
-    kriged: Tensor
-    spread: Tensor
-    support: Tensor
+    bands: Tensor
+    error: Tensor
+    heard: Tensor
     embedding: Tensor
 
 
+class Kriging(nn.Module):
+    """Ordinary-kriging weights (Cressie 1993, section 3.2) for learned covariances, several sets at once.
+
+    A set's covariance of two places is ``a_i a_j (sum_r sill_r exp(-(d / range_r)^power_r) + drift)``:
+    d^2 = distance^2 + sum_g (factor_g difference of terrain feature g)^2, `drift` a linear kernel of the features (what
+    universal kriging calls external drift, shrunk), a_i an amplitude that depends on them. Rows of the parameters are
+    the bands of each mode, then the covariance of the whole value.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        one = [[25.0, 100.0], [80.0, 500.0], [300.0, 400.0], [300.0, 1000.0]]
+        self.log_range = nn.Parameter(torch.tensor([*one, *one, [40.0, 1500.0]]).log())
+        self.log_sill = nn.Parameter(torch.tensor([[0.6, 0.4]]).log().repeat(_SETS, 1))
+        smooth = [[0.0, 0.0], [0.0, 0.0], [0.0, 0.5], [0.0, 2.0]]
+        self.shape = nn.Parameter(torch.tensor([*smooth, *smooth, [0.0, 0.0]]))  # power = 2 sigmoid(shape)
+        nugget = [0.6, 0.05, 0.03, 0.015]
+        self.log_nugget = nn.Parameter(torch.tensor([*nugget, *nugget, 0.06]).log())
+        self.log_scale = nn.Parameter(torch.tensor([0.05, 0.05, 0.1, 0.5] * len(MODES) + [1.0]).log())
+        height, relief = [5.0], [1.5] * (TERRAIN_FEATURES - 1)
+        self.log_factor = nn.Parameter(torch.tensor([height + relief] * _SETS))  # km a unit of each feature
+        self.log_drift = nn.Parameter(torch.full((_SETS, TERRAIN_FEATURES), -6.0))
+        self.amplitude = nn.Parameter(torch.zeros(_SETS, TERRAIN_FEATURES))
+
+    def covariance(self, distance: Tensor, a: Tensor, b: Tensor, rows: list[int]) -> Tensor:
+        """Covariance (R, ..., I, J) of z at places `distance` (..., I, J) apart, by R of the parameter sets.
+
+        Their terrain features are a (..., I, G) and b (..., J, G).
+        """
+        lead = (-1,) + (1,) * distance.dim()
+        factor = self.log_factor[rows].exp().view(len(rows), *(1,) * (a.dim() - 1), -1)
+        d2 = distance**2 + 1e-6 + _squared_distance(factor * a, factor * b)
+        out = torch.einsum("...ig,rg,...jg->r...ij", a, self.log_drift[rows].exp().to(a.dtype), b)
+        for j in range(2):
+            reach = self.log_range[rows, j].exp()
+            half_power = torch.sigmoid(self.shape[rows, j]).clamp(max=0.975)
+            decay = torch.exp(-((d2 / (reach**2).view(lead)) ** half_power.view(lead)))
+            out = out + self.log_sill[rows, j].exp().view(lead) * decay
+        return out * self._amplitude(a, rows)[..., :, None] * self._amplitude(b, rows)[..., None, :]
+
+    def variance(self, features: Tensor, rows: list[int]) -> Tensor:
+        """Variance (R, ...) of the field at places with features (..., G); the nugget is not part of it."""
+        sill = self.log_sill[rows].exp().sum(1).view(-1, *(1,) * (features.dim() - 1))
+        drift = torch.einsum("rg,...g->r...", self.log_drift[rows].exp().to(features.dtype), features**2)
+        return (sill + drift) * self._amplitude(features, rows) ** 2
+
+    def _amplitude(self, features: Tensor, rows: list[int]) -> Tensor:
+        slope = torch.tanh(self.amplitude[rows]).to(features.dtype)
+        return torch.exp(0.3 * torch.einsum("rg,...g->r...", slope, features.clamp(-3, 3)))
+
+    def forward(self, geometry: Geometry, rows: list[int]) -> tuple[Tensor, Tensor]:
+        """Weights (Q, R, K), rows sum to 1 and may be negative, and variance of a new observation (Q, R), scaled."""
+        K = geometry.distance.shape[1]
+        nugget = self.log_nugget[rows].exp()
+        matrix = self.covariance(geometry.between, geometry.stations, geometry.stations, rows)  # (R, Q, K, K)
+        matrix = matrix + nugget.view(-1, 1, 1, 1) * torch.eye(K)
+        towards = self.covariance(geometry.distance[:, None], geometry.place[:, None], geometry.stations, rows)
+        towards = towards[:, :, 0]  # (R, Q, K)
+        factorised = torch.linalg.cholesky(matrix)
+        solved = torch.cholesky_solve(torch.stack([towards, torch.ones_like(towards)], dim=-1), factorised)
+        plain, ones = solved.unbind(-1)
+        multiplier = (1 - plain.sum(-1)) / ones.sum(-1)
+        weight = plain + multiplier[..., None] * ones
+        left = self.variance(geometry.place, rows) + nugget[:, None] - (weight * towards).sum(-1) + multiplier
+        scaled = (left * self.log_scale[rows].exp()[:, None]).clamp(min=1e-4)
+        return weight.transpose(0, 1), scaled.T
+
+
+def _squared_distance(a: Tensor, b: Tensor) -> Tensor:
+    """Squared Euclidean distance (..., I, J) of rows of a (..., I, G) and b (..., J, G)."""
+    product = torch.einsum("...ig,...jg->...ij", a, b)
+    return ((a**2).sum(-1)[..., :, None] + (b**2).sum(-1)[..., None, :] - 2 * product).clamp(min=0)
+
+
 class Encoder(nn.Module):
-    """Recent history of one station -> channels for the output hours. Looks back only."""
+    """Recent history of the stations -> channels for the output hours. Looks back only, unless the mode is final.
+
+    Gaps are filled with what the neighbours say, plus the station's own departure from that, which fades. LSTM and
+    attention then correct the bands: for instance they take back a spike that neither neighbours nor other pollutants
+    show.
+    """
 
     def __init__(self, config: AQNetConfig) -> None:
         super().__init__()
         d = config.hidden
-        self.lead = config.lead_hours
-        self.heads = config.attention_heads
-        self.inflow = nn.Linear(FEATURES, d)
-        self.lstm = nn.LSTM(d, d, batch_first=True)
-        self.query, self.key_value = nn.Linear(d, d), nn.Linear(d, 2 * d)
+        self.config, self.heads = config, config.attention_heads
+        self.inflow = nn.Linear(FEATURES + _STATION_FEATURES, d)
+        self.forwards, self.backwards = nn.LSTM(d, d, batch_first=True), nn.LSTM(d, d, batch_first=True)
+        self.query, self.key_value = nn.Linear(2 * d, d), nn.Linear(2 * d, 2 * d)
         self.recency = nn.Parameter(torch.linspace(-1.0, -3.0, self.heads))  # log of the decay an hour, a head
-        self.pool = nn.Sequential(nn.Linear(3 * d, d), nn.SiLU(), _quiet(nn.Linear(d, 4 + config.embedding), 0.1))
+        self.correct = nn.Sequential(
+            nn.Linear(3 * d, d), nn.SiLU(), _quiet(nn.Linear(d, BANDS + config.embedding), 0.1)
+        )
 
-    def attend(self, state_SLD: Tensor) -> Tensor:
-        """Attention of each output hour over the `lead` hours up to it; recent hours are favoured at the start."""
-        S, L, D = state_SLD.shape
-        T = L - self.lead
-        q = self.query(state_SLD[:, self.lead :]).view(S, T, self.heads, -1).transpose(1, 2)
+    def forward(self, window: Window, alone: Surroundings, apart: Surroundings, mode: str = "interim") -> Channels:
+        """Channels of the T hours between the lead and (final mode) the tail of a window.
+
+        `alone` has what the other stations say of each, `apart` what those say that lie farther away.
+        """
+        lead, stop = self.config.lead_hours, window.z.shape[1] - self._tail(mode)
+        with torch.no_grad():
+            filled, departure = fill(window, alone, two_sided=mode == "final")
+            bands = bands_of(filled, window.valid.any(0), mode)[:, lead:stop]
+            error, heard = (x[:, lead:stop] for x in recent_error(window, filled, (alone, apart), mode))
+        corrected, embedding = self.read(window, filled, departure, mode)
+        return Channels(bands + 0.3 * corrected, embedding, error, heard)
+
+    def read(self, window: Window, filled: Tensor, departure: Tensor, mode: str) -> tuple[Tensor, Tensor]:
+        """Correction of the bands (S, T, B) and embedding (S, T, E) by LSTM and attention."""
+        c = self.config
+        T = window.z.shape[1] - c.lead_hours - self._tail(mode)
+        span = slice(c.lead_hours - c.history, c.lead_hours + T + min(self._tail(mode), c.history))
+        said = [filled - _LEVEL, 2 * departure, 2 * departure.abs(), window.valid.float(), filled - departure - _LEVEL]
+        x = torch.cat([window.features, torch.stack(said, dim=-1).clamp(-6, 6)], dim=-1)[:, span]
+        x = torch.tanh(self.inflow(x))
+        ahead = self.forwards(x)[0]
+        behind = self.backwards(x.flip(1))[0].flip(1) if mode == "final" else torch.zeros_like(ahead)
+        state, own = torch.cat([ahead, behind], dim=-1), slice(c.history, c.history + T)
+        out = self.correct(torch.cat([state[:, own], self.attend(state, T, mode)], dim=-1))
+        return out[..., :BANDS], out[..., BANDS:]
+
+    def attend(self, state_SLD: Tensor, T: int, mode: str) -> Tensor:
+        """Attention of each output hour over the hours that the LSTM read; near hours are favoured at the start."""
+        S, L, _ = state_SLD.shape
+        first = self.config.history
+        q = self.query(state_SLD[:, first : first + T]).view(S, T, self.heads, -1).transpose(1, 2)
         k, v = self.key_value(state_SLD).view(S, L, self.heads, -1).transpose(1, 2).chunk(2, dim=-1)
-        age = torch.arange(self.lead, L)[:, None] - torch.arange(L)[None]  # (T, L) hours
-        bias = -self.recency.exp()[:, None, None] * age
-        bias = bias.masked_fill((age < 0) | (age > self.lead), float("-inf"))
+        age = torch.arange(first, first + T)[:, None] - torch.arange(L)[None]  # (T, L) hours
+        bias = -self.recency.exp()[:, None, None] * age.abs()
+        if mode != "final":
+            bias = bias.masked_fill(age < 0, float("-inf"))
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias[None])
-        return out.transpose(1, 2).reshape(S, T, D)
+        return out.transpose(1, 2).reshape(S, T, -1)
 
-    def forward(self, window: Window) -> Channels:
-        """Channels of the last T = L - lead hours of a window."""
-        x_SLF, z_SL, valid_SL = window
-        state_SLD = self.lstm(torch.tanh(self.inflow(x_SLF)))[0]
-        total = state_SLD.cumsum(1)
-        mean = (total[:, self.lead :] - total[:, : -self.lead]) / self.lead
-        pooled = self.pool(torch.cat([state_SLD[:, self.lead :], self.attend(state_SLD), mean], dim=-1))
-        z, valid = z_SL[:, self.lead :], valid_SL[:, self.lead :]
-        last, age = last_valid(z_SL, valid_SL, z.shape[1])
-        value = torch.where(valid, z + 0.3 * torch.tanh(pooled[..., 0]), last + pooled[..., 1])
-        observed = pooled[..., 2].clamp(-4, 2).exp()
-        imputed = 0.3 * (pooled[..., 3] - age / 6).clamp(-9, 1).exp()
-        seen = age < self.lead
-        reliability = torch.where(valid, observed, imputed) * seen
-        trust = torch.where(valid, 1.0, imputed.clamp(max=1)) * seen
-        return Channels(value * seen, reliability, trust, pooled[..., 4:])
+    def _tail(self, mode: str) -> int:
+        return self.config.tail_hours if mode == "final" else 0
 
 
-def last_valid(z_SL: Tensor, valid_SL: Tensor, T: int) -> tuple[Tensor, Tensor]:
-    """Last valid value up to each of the last T hours (S, T), and its age in hours (the window's length if none)."""
-    L = z_SL.shape[1]
-    hour = torch.arange(L)
-    at = torch.where(valid_SL, hour, -1).cummax(dim=1).values
-    last = z_SL.gather(1, at.clamp(min=0))
-    age = torch.where(at >= 0, hour - at, L)
-    return last[:, L - T :], age[:, L - T :].float()
+def say(values_SL: Tensor, around: Surroundings) -> Tensor:
+    """What the neighbours say of each station (S, L); of a station without neighbours, its own."""
+    if not around.index.shape[1]:
+        return values_SL
+    return torch.einsum("sk,skl->sl", around.weights, values_SL[around.index])
+
+
+#: Rounds in which gaps are filled from neighbours that may be gaps themselves.
+_ROUNDS = 8
+
+#: Below this share of reporting stations an hour's gaps are filled along time and not across space.
+_THIN = 0.1
+
+#: e-folding time with which a station's departure from its neighbours is carried into a gap, hours.
+_MEMORY = 12.0
+
+
+def fill(window: Window, around: Surroundings, two_sided: bool) -> tuple[Tensor, Tensor]:
+    """Fill the gaps of z by kriging from the neighbours and the station's own departure from that.
+
+    Returns
+    -------
+    filled : (S, L), the observation where there is one.
+    departure : (S, L) of the observation from what the neighbours say, 0 in gaps.
+    """
+    z, valid = window.z, window.valid
+    hour = (z * valid).sum(0) / valid.sum(0).clamp(min=1)
+    x = torch.where(valid, z, hour)
+    said = hour.expand_as(z)
+    for _ in range(_ROUNDS if around.index.shape[1] else 0):
+        said = say(x, around)
+        x = torch.where(valid, z, said)
+    departure = torch.where(valid, z - said, 0.0) if around.index.shape[1] else torch.zeros_like(z)
+    filled = torch.where(valid, z, said + _carried(departure, valid, two_sided))
+    return torch.where(valid, z, _through_thin_hours(filled, valid)), departure
+
+
+def _through_thin_hours(filled: Tensor, valid: Tensor) -> Tensor:
+    """Keep each station's last value through hours in which hardly any station reports: those few say too little."""
+    hour = torch.arange(filled.shape[1])
+    dense = torch.where(valid.float().mean(0) >= _THIN, hour, -1).cummax(0).values
+    return filled[:, torch.where(dense >= 0, dense, hour)]
+
+
+def _carried(departure: Tensor, valid: Tensor, two_sided: bool) -> Tensor:
+    """Departure of the last valid hour, faded; two-sided, the mean of an Ornstein-Uhlenbeck bridge to the next one."""
+    past, fade = _last(departure, valid)
+    if not two_sided:
+        return fade * past
+    future, rise = (x.flip(-1) for x in _last(departure.flip(-1), valid.flip(-1)))
+    apart = (1 - (fade * rise) ** 2).clamp(min=1e-6)
+    return (fade * (1 - rise**2) * past + rise * (1 - fade**2) * future) / apart
+
+
+def _last(x: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    """Value of each station's last valid hour, and exp(-age / `_MEMORY`), 0 where there is none; (S, L) each."""
+    hour = torch.arange(x.shape[-1])
+    at = torch.where(valid, hour, -1).cummax(-1).values
+    return x.gather(-1, at.clamp(min=0)), torch.where(at >= 0, torch.exp(-(hour - at) / _MEMORY), 0.0)
+
+
+def kernel(scale: float, L: int, mode: str) -> Tensor:
+    """Weights (L, L) of a moving mean: row t over the hours up to t (exponential) or, final, around it (Gaussian)."""
+    lag = (torch.arange(L)[:, None] - torch.arange(L)[None]).float()
+    if mode == "final":
+        return torch.exp(-0.5 * (lag / scale) ** 2)
+    return torch.where(lag >= 0, torch.exp(-lag / scale), 0.0)
+
+
+def bands_of(filled_SL: Tensor, some_L: Tensor, mode: str) -> Tensor:
+    """Part z into `BANDS` that add up to it, fastest first, (S, L, B); hours without any observation do not count."""
+    smooth = [filled_SL]
+    for scale in SCALES[mode]:
+        weight = kernel(scale, filled_SL.shape[1], mode) * some_L
+        smooth.append(filled_SL @ (weight / weight.sum(1, keepdim=True).clamp(min=1e-9)).T)
+    bands = [fast - slow for fast, slow in pairwise(smooth)]
+    return torch.stack([*bands, smooth[-1]], dim=-1)
+
+
+def recent_error(window: Window, filled: Tensor, arounds: tuple[Surroundings, ...], mode: str) -> tuple[Tensor, Tensor]:
+    """How far neighbours were off at stations in recent hours, and the share of these with an observation; (S, L)."""
+    off = sum((window.z - say(filled, around)).abs() for around in arounds) * window.valid
+    recent = kernel(_ERROR_SCALE[mode], filled.shape[1], mode)
+    recent = (recent / recent.sum(1, keepdim=True)).T
+    return off @ recent, window.valid.float() @ recent
 
 
 class NeuralKNN(nn.Module):
     """Layout of the K nearest stations -> weights of each; computed once a query, not once an hour.
 
-    A kriging head solves the ordinary-kriging system (Cressie 1993, section 3.2) for the covariance
-    ``sum_j sill_j exp(-d / range_j)`` plus a nugget, with learned sills, ranges, nugget and terrain factor;
-    d = sqrt(distance^2 + (factor * height difference)^2). Its weights sum to 1 and may be negative.
-    The attention set is a softmax that starts at the first head's positive weights.
+    The attention set is a softmax that starts at the positive kriging weights of the whole value and learns a
+    correction from distances and terrain.
     """
 
     def __init__(self, config: AQNetConfig) -> None:
         super().__init__()
-        H = config.kriging_heads
-        stretch = 0.5 * (torch.arange(H)[:, None] - (H - 1) / 2)  # heads start with different ranges
-        self.log_range = nn.Parameter(torch.tensor([[20.0, 300.0]]).log() + stretch)
-        self.log_sill = nn.Parameter(torch.tensor([[0.1, 0.6]]).log().repeat(H, 1))
-        self.log_nugget = nn.Parameter(torch.full((H,), 0.08).log())
-        self.log_terrain = nn.Parameter(torch.full((H,), 300.0).log())
-        self.score = nn.Sequential(nn.Linear(_NEIGHBOUR_FEATURES + 2 * H, 24), nn.SiLU(), _quiet(nn.Linear(24, 1), 0.0))
+        self.near = config.near
+        self.kriging = Kriging()
+        self.score = nn.Sequential(nn.Linear(4 + TERRAIN_FEATURES, 16), nn.SiLU(), _quiet(nn.Linear(16, 1), 0.0))
 
-    def covariance(self, distance: Tensor, rise: Tensor) -> Tensor:
-        """Covariance (Q, H, ...) of z at places `distance` km and `rise` km of height apart, (Q, ...) each."""
-        shape = (1, -1) + (1,) * (distance.dim() - 1)
-        factor = self.log_terrain.exp().view(shape)
-        d = (distance.unsqueeze(1) ** 2 + (factor * rise.unsqueeze(1)) ** 2 + 1e-6).sqrt()
-        sill, rate = self.log_sill.exp(), (-self.log_range).exp()
-        return sum(sill[:, j].view(shape) * torch.exp(-d * rate[:, j].view(shape)) for j in range(sill.shape[1]))  # type: ignore[return-value]
+    def whole(self, geometry: Geometry) -> Tensor:
+        """Kriging weights (Q, K) of the whole value."""
+        return self.kriging(geometry, [_WHOLE])[0][:, 0]
 
-    def krige(self, geometry: Geometry) -> tuple[Tensor, Tensor]:
-        """Ordinary-kriging weights (Q, H, K) and variance of a new observation (Q, H)."""
-        nugget = self.log_nugget.exp()
-        K_QHKK = self.covariance(geometry.between, geometry.step)
-        K_QHKK = K_QHKK + nugget.view(1, -1, 1, 1) * torch.eye(K_QHKK.shape[-1])
-        c = self.covariance(geometry.distance, geometry.rise)
-        factorised = torch.linalg.cholesky(K_QHKK)
-        solved = torch.cholesky_solve(torch.stack([c, torch.ones_like(c)], dim=-1), factorised)
-        plain, ones = solved.unbind(-1)
-        multiplier = (1 - plain.sum(-1)) / ones.sum(-1)
-        weight = plain + multiplier[..., None] * ones
-        return weight, self.log_sill.exp().sum(-1) + nugget - (weight * c).sum(-1) + multiplier
-
-    def forward(self, geometry: Geometry) -> Weights:
+    def forward(self, geometry: Geometry, mode: str = "interim") -> Weights:
         """Weights of every neighbour of every query."""
-        weight, variance = self.krige(geometry)
-        near = geometry.distance.clamp(max=FARTHEST).log1p()
-        rise = geometry.rise.clamp(-HIGHEST, HIGHEST)
-        features = [near, near - near[:, :1], rise, rise.abs(), crowding(geometry.between), near[:, :1].expand_as(near)]
-        stretched = torch.asinh(20 * weight).transpose(1, 2)
-        uncertain = variance[:, None].expand(-1, near.shape[1], -1)
-        logit = self.score(torch.cat([torch.stack(features, dim=-1), stretched, uncertain], dim=-1))[..., 0]
-        start = (weight[:, 0].clamp(min=0) + 2e-3).log()
-        static = [near[:, 0], near[:, :8].mean(1), geometry.height.clamp(-HIGHEST, HIGHEST), rise[:, :8].mean(1)]
-        return Weights(torch.softmax(start + logit, dim=-1), weight, variance, torch.stack(static, dim=-1))
+        first = BANDS * MODES.index(mode)
+        weight, variance = self.kriging(geometry, [*range(first, first + BANDS), _WHOLE])
+        near = geometry.distance[:, :1].clamp(max=FARTHEST).log1p()
+        static = torch.cat([geometry.place.clamp(-3, 3), near], dim=-1)
+        attention = self.attention(geometry, weight[:, BANDS])
+        return Weights(weight[:, :BANDS], attention, variance[:, :BANDS], static)
 
-
-def crowding(between_QKK: Tensor) -> Tensor:
-    """Mean log distance (Q, K) of each neighbour to its five nearest fellow neighbours: small in a cluster."""
-    nearest = between_QKK.topk(min(6, between_QKK.shape[-1]), largest=False).values  # the first is itself, 0 km
-    return nearest.clamp(max=FARTHEST).log1p().sum(-1) / max(nearest.shape[-1] - 1, 1)
+    def attention(self, geometry: Geometry, whole_QK: Tensor) -> Tensor:
+        """Attention (Q, A) over the nearest stations."""
+        whole = whole_QK[:, : self.near]
+        near = geometry.distance[:, : self.near].clamp(max=FARTHEST).log1p()
+        layout = [near, near - near[:, :1], torch.asinh(20 * whole), near[:, :1].expand_as(near)]
+        terrain = (geometry.stations[:, : self.near] - geometry.place[:, None]).clamp(-3, 3)
+        logit = self.score(torch.cat([torch.stack(layout, dim=-1), terrain], dim=-1))[..., 0]
+        return torch.softmax((whole.clamp(min=0) + 5e-3).log() + logit, dim=-1)
 
 
 class Head(nn.Module):
-    """Weighted sums at a query and hour -> quantiles of z and the log of the mean."""
+    """Weighted sums at a query and hour -> quantiles of z and the mean, as z."""
 
     def __init__(self, config: AQNetConfig) -> None:
         super().__init__()
-        H, E, n, N = config.kriging_heads, config.embedding, config.head_hidden, len(LEVELS)
-        self.level = config.mean[0]
+        E, n, N = config.embedding, config.head_hidden, len(LEVELS)
         self.mlp = nn.Sequential(
-            nn.Linear((H + 1) + 2 + E + H + _STATIC_FEATURES + 2, n),
+            nn.Linear(BANDS + 3 + E + 2 + BANDS + TERRAIN_FEATURES + 1, n),
             nn.SiLU(),
             nn.Linear(n, n),
             nn.SiLU(),
-            _quiet(nn.Linear(n, (H + 1) + 1 + (N - 1) + 2), 0.1),  # gates, shift, steps between quantiles, mean
+            _quiet(nn.Linear(n, 1 + (N - 1) + 1), 0.1),  # shift, steps between quantiles, mean
         )
         normal = torch.distributions.Normal(0.0, 1.0).icdf(torch.tensor(LEVELS))
         self.normal_steps: Tensor
         self.register_buffer("normal_steps", normal.diff(), persistent=False)
 
     def forward(self, sums: Sums, weights: Weights, cycle_QT2: Tensor) -> tuple[Tensor, Tensor]:
-        """Quantiles of z (Q, T, N), non-decreasing, and log(mean + 1) (Q, T).
+        """Quantiles of z (Q, T, N), non-decreasing, and the z of the mean (Q, T).
 
-        `cycle_QT2` is sine and cosine of local solar time at the query. The median is a mixture, gated hour by hour, of
-        the attended and the kriged values, plus a shift; quantiles step away from it, starting as a normal of the first
-        head's kriging variance.
+        `cycle_QT2` is sine and cosine of local solar time at the query. The median is the sum of the kriged bands plus
+        a shift. Quantiles step away from it, starting as a normal of the kriging variance, scaled by the errors nearby.
         """
-        out = self.mlp(self.inputs(sums, weights, cycle_QT2))
-        centre = torch.cat([sums.attended[..., None], sums.kriged], dim=-1)
-        gate, shift, steps, lift = out.split([centre.shape[-1], 1, len(LEVELS) - 1, 2], dim=-1)
-        median = (torch.softmax(gate, dim=-1) * centre).sum(-1, keepdim=True) + 0.3 * shift
-        variance = weights.variance[:, None, :1]
-        step = self.normal_steps * variance.sqrt() * steps.clamp(-4, 4).exp()
+        total = sums.bands.sum(-1)
+        error = sums.error / (sums.heard + 1e-3) + 1e-3
+        out = self.mlp(self.inputs(sums, total, error, weights, cycle_QT2))
+        shift, steps, lift = out.split([1, len(LEVELS) - 1, 1], dim=-1)
+        median = total[..., None] + 0.3 * shift
+        spread = (weights.variance.sum(1)[:, None] * (error / _ERROR)).clamp(1e-4, 4.0).sqrt()
+        step = self.normal_steps * spread[..., None] * steps.clamp(-4, 4).exp()
         below = median - step[..., :MEDIAN].flip(-1).cumsum(-1).flip(-1)
         above = median + step[..., MEDIAN:].cumsum(-1)
-        mean = median + 0.5 * variance * lift[..., :1].clamp(-4, 4).exp() + 0.1 * lift[..., 1:]
-        return torch.cat([below, median, above], dim=-1), mean[..., 0]
+        mean = median[..., 0] + spread**2 / median[..., 0].clamp(min=1) * lift[..., 0].clamp(-4, 4).exp()
+        return torch.cat([below, median, above], dim=-1), mean
 
-    def inputs(self, sums: Sums, weights: Weights, cycle_QT2: Tensor) -> Tensor:
+    def inputs(self, sums: Sums, total: Tensor, error: Tensor, weights: Weights, cycle_QT2: Tensor) -> Tensor:
         """Inputs of the pointwise network, (Q, T, n)."""
-        Q, T = sums.attended.shape
+        Q, T = total.shape
         hourly = [
-            (sums.attended[..., None] - self.level).clamp(-self.level, self.level),
-            sums.kriged - sums.attended[..., None],
-            sums.spread[..., None],
-            sums.support.log().clamp(-5, 2)[..., None],
+            (total - _LEVEL).clamp(-4, 4)[..., None],
+            sums.bands[..., : BANDS - 1].clamp(-4, 4),
+            torch.stack([error.log(), sums.heard, total.clamp(min=0.3).log()], dim=-1),
             sums.embedding,
             cycle_QT2,
         ]
-        static = torch.cat([weights.variance, weights.static], dim=-1)
+        static = torch.cat([weights.variance.log(), weights.static], dim=-1)
         return torch.cat([*hourly, static[:, None].expand(Q, T, -1)], dim=-1)
 
 
 def _quiet(last: nn.Linear, gain: float) -> nn.Linear:
-    """Scale a last layer down, so that the network starts as what it corrects: persistence, kriging, a normal."""
+    """Scale a last layer down, so that the network starts as what it corrects: kriging, a normal."""
     nn.init.zeros_(last.bias)
     with torch.no_grad():
         last.weight.mul_(gain)
@@ -285,7 +449,7 @@ def _quiet(last: nn.Linear, gain: float) -> nn.Linear:
 
 
 class AQNet(nn.Module):
-    """The three parts together; `forward` is the training path, `model.infer` the fast path for grids."""
+    """The parts together; `forward` is the training path, `model.infer` the fast path for grids."""
 
     def __init__(self, config: AQNetConfig) -> None:
         super().__init__()
@@ -293,23 +457,19 @@ class AQNet(nn.Module):
         self.encoder, self.knn, self.head = Encoder(config), NeuralKNN(config), Head(config)
 
     def forward(
-        self, channels: Channels, index_QK: Tensor, geometry: Geometry, cycle_QT2: Tensor
+        self, channels: Channels, index_QK: Tensor, weights: Weights, cycle_QT2: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Quantiles of z (Q, T, N) and log(mean + 1) (Q, T) at queries whose neighbours are `index_QK`."""
-        weights = self.knn(geometry)
+        """Quantiles of z (Q, T, N) and z of the mean (Q, T) at queries whose neighbours are `index_QK`."""
         return self.head(gather(channels, index_QK, weights), weights, cycle_QT2)
 
 
 def gather(channels: Channels, index_QK: Tensor, weights: Weights) -> Sums:
-    """Weighted sums over the neighbours by gathering; `model.infer` has the same as sparse products.
-
-    A kriging head leaves what it does not trust at the attended mean, so its effective weights still sum to 1.
-    """
-    value, reliability, trust, embedding = (channel[index_QK] for channel in channels)  # (Q, K, T[, E])
-    p = weights.attention[..., None] * reliability
-    support = p.sum(1) + NO_SUPPORT
-    attended = (p * value).sum(1) / support
-    anomaly = value - attended[:, None]
-    kriged = attended[..., None] + torch.einsum("qhk,qkt->qth", weights.kriging, trust * anomaly)
-    spread = ((p * anomaly**2).sum(1) / support + 1e-6).sqrt()
-    return Sums(attended, kriged, spread, support, torch.einsum("qkt,qkte->qte", p, embedding) / support[..., None])
+    """Weighted sums over the neighbours by gathering; `model.infer` has the same as sparse products."""
+    near = index_QK[:, : weights.attention.shape[1]]
+    attend = lambda channel: torch.einsum("qa,qat...->qt...", weights.attention, channel[near])  # noqa: E731
+    return Sums(
+        torch.einsum("qbk,qktb->qtb", weights.bands, channels.bands[index_QK]),
+        attend(channels.error),
+        attend(channels.heard),
+        attend(channels.embedding),
+    )

@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 
 from model.aqnet import AQNet, AQNetConfig
 
-#: Where the shipped weights lie; `DEFAULT` is seed 0, chosen before any of them was scored.
-SHIPPED = Path(__file__).parent / "weights"
-DEFAULT = SHIPPED / "aqnet-seed0.safetensors"
+#: Production weights, trained on everything; and those that are evaluated, trained without hidden stations and hours.
+DEFAULT = Path(__file__).parent / "weights" / "aqnet.safetensors"
+SHIPPED = DEFAULT.parent / "evaluation"
 
 
 def save(network: AQNet, path: Path, training: dict[str, object]) -> None:

@@ -185,7 +185,7 @@ def ridge(
     data: Series, seed: int = 0, rows: int = 60_000, alphas: tuple[float, ...] = (1.0, 100.0, 3000.0)
 ) -> Forecast:
     """Ridge regression, one a lead, on the last day's hours, older means and the hour-of-day pattern."""
-    from sklearn.linear_model import Ridge  # type: ignore[import-not-found,unused-ignore]
+    from sklearn.linear_model import Ridge  # type: ignore[import-untyped]
 
     def features(issues: Index) -> Array:
         history = data.history(issues)
@@ -213,7 +213,7 @@ def ridge(
 
 def boosting(data: Series, seed: int = 0, rows: int = 600_000, trees: int = 150) -> Forecast:
     """Histogram gradient boosting on lags, lagged means, the pattern at the target hour, the lead and both hours."""
-    from sklearn.ensemble import HistGradientBoostingRegressor  # type: ignore[import-not-found,unused-ignore]
+    from sklearn.ensemble import HistGradientBoostingRegressor  # type: ignore[import-untyped]
 
     lead = np.arange(1, HORIZON + 1, dtype=np.float32)
 
@@ -295,7 +295,7 @@ def lstm(data: Series, seed: int = 0, steps: int = 400, batch: int = 192) -> For
 
 def patchtst(data: Series, seed: int = 0, steps: int = 600, batch: int = 192) -> Forecast:
     """PatchTST (Nie et al. 2023, arXiv 2211.14730) as transformers has it, instance-normalised, one channel."""
-    from transformers import PatchTSTConfig, PatchTSTForPrediction  # type: ignore[import-not-found,unused-ignore]
+    from transformers import PatchTSTConfig, PatchTSTForPrediction
 
     torch.manual_seed(seed)
     config = PatchTSTConfig(
@@ -308,7 +308,6 @@ def patchtst(data: Series, seed: int = 0, steps: int = 600, batch: int = 192) ->
         num_attention_heads=4,
         num_hidden_layers=2,
         ffn_dim=64,
-        dropout=0.2,
         head_dropout=0.2,
         scaling="std",
         loss="mse",

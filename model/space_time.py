@@ -293,7 +293,8 @@ def variance_of(model: SpaceTime, unit: Sequence[Array]) -> Array:
 
 def blocks_of(between: Separation) -> list[Index]:
     """Groups of stations at most `BLOCK_KM` across that are left out together; each alone if all were one group."""
-    label = fcluster(linkage(squareform(between.d, checks=False), "complete"), BLOCK_KM, "distance")
+    tree = linkage(squareform(between.d, checks=False), "complete")
+    label: Index = fcluster(tree, BLOCK_KM, "distance").astype(np.int64)
     if label.max() == 1:  # nothing would be left to estimate from
         label = np.arange(len(label))
     return [np.flatnonzero(label == block) for block in np.unique(label)]

@@ -1,10 +1,12 @@
 """Training of AQ-Net on the loss that it is judged by: the error at stations whose values it does not see.
 
-Each step draws windows of the training hours. In each, a random part of the stations is dropped, some stations become
-queries, and around each query everything within a random radius is hidden too; so the network meets a new layout every
-time and learns short and long distances alike. Stations of some cities are held out altogether for validation.
+Two stages. First the covariances of the kriging layers are fitted: the error at every station when its whole city is
+left out, and when it alone is left out, follows from one matrix inverse (Dubrule 1983, doi:10.1007/BF01033240), so that
+all stations are judged in each step. Then the rest of the network is trained on top of them: each step hides some
+cities and some single stations from everything, thins out the others, and asks for the hidden ones; so the network
+meets a new layout every time and learns short and long distances alike.
 
-Shapes: S stations, Q queries, T output hours, N levels.
+Shapes: S stations, Q queries, T output hours, B bands, N levels.
 """
 
 from __future__ import annotations
@@ -19,48 +21,61 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model.aqnet import AQNet, AQNetConfig
+from model.aqnet import BANDS, MODES, AQNet, AQNetConfig, Kriging, bands_of, fill
 from model.geometry import distance_matrix
-from model.infer import DAY, geometry_of
-from model.windows import LEVELS, POLLUTANTS, Observations, cyclic, normalisation, window
+from model.infer import DAY
+from model.layout import geometry_of, surroundings
+from model.windows import (
+    LEVELS,
+    POLLUTANTS,
+    Observations,
+    Window,
+    cyclic,
+    from_z,
+    normalisation,
+    terrain_features,
+    to_z,
+    window,
+)
 
 log = logging.getLogger("aqnet")
 
 #: Training is repeatable on a given machine with this many threads.
-THREADS = 2
+THREADS = 1
 
 
 @dataclass(frozen=True)
 class Recipe:
     """How to train. Everything that can change the weights, but the data and the seed, stands here."""
 
-    steps: int = 1200
-    windows: int = 2  # a step
-    queries: int = 96  # a window
+    covariance_steps: int = 120
+    covariance_rate: float = 0.08
+    covariance_hours: int = 64  # a step
+    steps: int = 300
+    windows: int = 3  # a step
     learning_rate: float = 3e-3
-    weight_decay: float = 1e-3
-    keep: tuple[float, float] = (0.25, 1.0)  # share of the stations a window sees
-    near: float = 0.4  # share of queries that hide nothing but themselves
-    radius: tuple[float, float] = (3.0, 200.0)  # km hidden around the others, log-uniform
-    other_pollutants: float = 0.7  # share of windows that see them; the rest see PM2.5 alone
-    linear: float = 1.0  # weight of the quantile loss in ug m-3, over 30
-    mean: float = 0.15  # weight of the squared error of the mean
-    check_every: int = 100
-    held_out: float = 0.1  # share of the cities for validation
+    weight_decay: float = 1e-2
+    hidden_cities: tuple[float, float] = (0.05, 0.2)  # share of the cities hidden in a step
+    hidden_stations: float = 0.08  # share of the other stations
+    thin: float = 0.5  # share of steps in which stations are left out besides
+    thinned: tuple[float, float] = (0.0, 0.5)  # share of the stations then left out
+    other_pollutants: float = 0.75  # share of windows that see them; the rest see PM2.5 alone
+    linear: float = 25.0  # ug m-3 of quantile loss that count as much as one unit of z
+    mean: float = 0.1  # weight of the squared error of the mean
+    averaged: float = 0.3  # last share of the steps over which weights are averaged
 
 
 @dataclass(frozen=True)
 class Split:
-    """What may be learned from: `train` and `validation` are slices of the record's hours, `city` (S,) labels."""
+    """What may be learned from: `train` is a slice of the record's hours, `city` (S,) labels."""
 
     train: slice
-    validation: slice
     city: NDArray[np.str_]
 
 
 @dataclass
 class Trained:
-    """The network at its best validation score, and how it got there (one entry a check)."""
+    """The network, and how it got there (one entry a hundred steps)."""
 
     network: AQNet
     history: list[dict[str, float]] = field(default_factory=list)
@@ -73,14 +88,13 @@ def train(observations: Observations, split: Split, seed: int, recipe: Recipe = 
     Parameters
     ----------
     observations : record of the *visible* stations only; nothing of a hidden station may be in it.
-    split : hours to train on and to stop by, and the stations' cities.
-    seed : of weights, windows and held-out cities; the same seed gives the same weights on the same machine.
+    split : hours to train on, and the stations' cities.
+    seed : of weights, windows and hidden stations; the same seed gives the same weights on the same machine.
 
     Raises
     ------
     ValueError
-        When fewer stations are left to train on than the network has neighbours, when the hours to train or validate
-        on are too few for one window, or when the held-out cities have no PM2.5 in them.
+        When fewer stations are left to train on than the network has neighbours, or the hours are too few for a window.
     """
     torch.set_num_threads(THREADS)
     torch.use_deterministic_algorithms(True)
@@ -88,149 +102,220 @@ def train(observations: Observations, split: Split, seed: int, recipe: Recipe = 
     mean, std = normalisation(observations.values[:, split.train])
     network = AQNet(AQNetConfig(mean=mean, std=std))
     task = _Task(network, observations, split, np.random.default_rng(seed), recipe)
-    best, result = float("inf"), Trained(network, recipe=asdict(recipe))
+    result = Trained(network, recipe=asdict(recipe))
+    for mode in MODES:
+        task.fit_bands(mode)
+    task.fit_whole()
     began = time.perf_counter()
-    for step, loss in enumerate(_steps(network, task, recipe), start=1):
-        if step % recipe.check_every == 0 or step == recipe.steps:
-            score = task.validate()
-            result.history.append({"step": step, "loss": loss, "validation": score})
-            log.info("step %d: loss %.4f, validation %.4f, %.0f s", step, loss, score, time.perf_counter() - began)
-            if score < best:
-                best, kept = score, {name: t.clone() for name, t in network.state_dict().items()}
-    network.load_state_dict(kept)
-    network.eval()
+    for step, loss in enumerate(_steps(task), start=1):
+        if step % 100 == 0 or step == recipe.steps:
+            result.history.append({"step": step, "loss": loss})
+            log.info("step %d: loss %.4f, %.0f s", step, loss, time.perf_counter() - began)
+    network.requires_grad_(True).eval()
     return result
 
 
-def _steps(network: AQNet, task: _Task, recipe: Recipe) -> Iterator[float]:
-    """Take the training steps, yielding a running mean of the loss."""
-    optimiser = torch.optim.AdamW(network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+def _steps(task: _Task) -> Iterator[float]:
+    """Take the steps of the second stage, yielding a running mean of the loss; leave the averaged weights."""
+    network, recipe = task.network, task.recipe
+    network.knn.kriging.requires_grad_(False)
+    learned = [p for p in network.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(learned, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, recipe.learning_rate, total_steps=recipe.steps, pct_start=0.1
+        optimiser, recipe.learning_rate, total_steps=max(recipe.steps, 2), pct_start=0.16
     )
+    average = torch.optim.swa_utils.AveragedModel(network)
     running = float("nan")
-    for _ in range(recipe.steps):
-        loss = torch.stack([task.draw() for _ in range(recipe.windows)]).mean()
+    for step in range(recipe.steps):
+        loss = task.draw()
         optimiser.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(learned, 1.0)
         optimiser.step()
         schedule.step()
+        if step >= min((1 - recipe.averaged) * recipe.steps, recipe.steps - 1):
+            average.update_parameters(network)
         running = loss.item() if running != running else 0.98 * running + 0.02 * loss.item()
         yield running
+    network.load_state_dict(average.module.state_dict())
 
 
 class _Task:
-    """Draws training windows and scores the held-out cities."""
+    """Draws training steps from a record."""
 
     def __init__(
         self, network: AQNet, observations: Observations, split: Split, rng: np.random.Generator, recipe: Recipe
     ) -> None:
         self.network, self.observations, self.split, self.rng, self.recipe = network, observations, split, rng, recipe
-        cities = rng.permutation(np.unique(split.city))
-        held = np.isin(split.city, cities[: max(1, round(recipe.held_out * len(cities)))])
-        self.learn, self.judge = np.flatnonzero(~held), np.flatnonzero(held)
-        if len(self.learn) <= network.config.neighbours:
-            expected = network.config.neighbours
-            raise ValueError(f"training: expected more than {expected} stations; found {len(self.learn)}")
-        for name, hours in (("training", split.train), ("validation", split.validation)):
-            if hours.stop - hours.start <= network.config.lead_hours + DAY:
-                found, least = hours.stop - hours.start, network.config.lead_hours + DAY
-                raise ValueError(f"{name}: expected more than {least} hours; found {found}")
-        o = observations
+        config, o = network.config, observations
+        if len(split.city) <= config.neighbours:
+            raise ValueError(f"training: expected more than {config.neighbours} stations; found {len(split.city)}")
+        self.length = config.lead_hours + DAY + config.tail_hours
+        if split.train.stop - split.train.start <= self.length:
+            found = split.train.stop - split.train.start
+            raise ValueError(f"training: expected more than {self.length} hours; found {found}")
+        self.blocks = [np.flatnonzero(split.city == name) for name in np.unique(split.city)]
+        if len(self.blocks) < 2:
+            raise ValueError(f"training: expected stations of two or more cities; found {len(self.blocks)}")
         self.between = torch.from_numpy(distance_matrix(o.lon, o.lat, o.lon, o.lat)).float()
-        self.height = torch.from_numpy(np.asarray(o.elevation, np.float32) / 1000)
+        self.terrain = terrain_features(o)
+        self.truth = torch.from_numpy(np.ascontiguousarray(o.values[POLLUTANTS.index("pm2p5")].T)).float()  # (S, T)
 
-    def draw(self) -> Tensor:
-        """Loss of one random window."""
-        recipe, rng = self.recipe, self.rng
-        length = self.network.config.lead_hours + DAY
-        start = int(rng.integers(self.split.train.start, self.split.train.stop - length))
-        seen = self.learn[rng.random(len(self.learn)) < rng.uniform(*recipe.keep)]
-        if len(seen) <= self.network.config.neighbours:
-            seen = self.learn
-        queries = rng.choice(self.learn, min(recipe.queries, len(self.learn)), replace=False)
-        low, high = np.log(recipe.radius)
-        radius = np.exp(rng.uniform(low, high, len(queries)))
-        radius[rng.random(len(queries)) < recipe.near] = -1.0
-        hours = slice(start, start + length)
-        alone = rng.random() > recipe.other_pollutants
-        quantiles, mean, enough = self._forward(hours, seen, queries, radius, alone)
-        truth, known = self._truth(hours, queries)
-        return loss(quantiles, mean, truth, known & enough[:, None], recipe)
+    # ---- first stage ----
+
+    def fit_bands(self, mode: str) -> None:
+        """Fit the covariances of a mode's bands, and the scale of their variances."""
+        first = BANDS * MODES.index(mode)
+        parts, valid = self._parts(mode)
+        self._fit(list(range(first, first + BANDS)), parts, valid, mode)
+
+    def fit_whole(self) -> None:
+        """Fit the covariance of the whole value, by which stations judge one another."""
+        parts, valid = self._parts("interim")
+        self._fit([BANDS * len(MODES)], parts.sum(0, keepdim=True), valid, "whole")
 
     @torch.no_grad()
-    def validate(self) -> float:
-        """Mean quantile loss of log(PM2.5 + 1) at the held-out cities over every second day of validation hours."""
-        total, count = 0.0, 0
-        lead = self.network.config.lead_hours
-        self.network.eval()
-        for start in range(self.split.validation.start, self.split.validation.stop - lead - DAY + 1, 2 * DAY):
-            hours = slice(start, start + lead + DAY)
-            quantiles, _, _ = self._forward(hours, self.learn, self.judge, np.full(len(self.judge), -1.0), False)
-            truth, known = self._truth(hours, self.judge)
-            total += pinball(truth, quantiles)[known].sum().item()
-            count += int(known.sum())
-        self.network.train()
-        if not count:
-            raise ValueError("validation: expected PM2.5 at the stations of the held-out cities; found none")
-        return total / count
+    def _parts(self, mode: str) -> tuple[Tensor, Tensor]:
+        """Bands (B, S, T) of the training hours, gaps filled, and where they were observed (S, T)."""
+        alone, _ = surroundings(self.network.knn, self.between, self.terrain)
+        hours, lead = self.split.train, self.network.config.lead_hours
+        every, parts, valid = np.arange(len(self.between)), [], []
+        for start in range(hours.start, hours.stop, 24 * DAY):
+            stop = min(start + 24 * DAY, hours.stop)
+            span = slice(max(start - lead, hours.start), min(stop + lead, hours.stop))
+            read = window(self.observations, span, every, self.network.config.mean, self.network.config.std)
+            filled, _ = fill(read, alone, two_sided=mode == "final")
+            own = slice(start - span.start, stop - span.start)
+            parts.append(bands_of(filled, read.valid.any(0), mode)[:, own].permute(2, 0, 1))
+            valid.append(read.valid[:, own])
+        return torch.cat(parts, dim=2), torch.cat(valid, dim=1)
 
-    def _forward(
-        self,
-        hours: slice,
-        seen: NDArray[np.int64],
-        queries: NDArray[np.int64],
-        radius: NDArray[np.float64],
-        alone: bool,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Quantiles of z (Q, T, N), log(mean + 1) (Q, T), and whether enough stations lie beyond the radius (Q,)."""
-        o, config = self.observations, self.network.config
-        inputs = window(o, hours, seen, config.mean, config.std)
-        if alone:
-            P = len(POLLUTANTS)
-            features = inputs.features.clone()
-            features[..., 1:P] = features[..., P + 1 : 2 * P] = 0
-            inputs = inputs._replace(features=features)
-        channels = self.network.encoder(inputs)
-        nearest, km, enough = self._neighbours(seen, queries, radius)
-        chosen = torch.from_numpy(seen)
-        geometry = geometry_of(
-            nearest, km, self.between[chosen][:, chosen], self.height[chosen], self.height[torch.from_numpy(queries)]
+    def _fit(self, rows: list[int], parts: Tensor, valid: Tensor, name: str) -> None:
+        """Fit some rows of the kriging parameters to parts (R, S, T) that add up to z."""
+        kriging, recipe = self.network.knn.kriging, self.recipe
+        learned = [p for key, p in kriging.named_parameters() if key != "log_scale"]
+        optimiser = torch.optim.Adam(learned, lr=recipe.covariance_rate)
+        steps = recipe.covariance_steps
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimiser, recipe.covariance_rate, total_steps=max(steps, 2), pct_start=0.21
         )
-        output = o.hours[hours][config.lead_hours :]
-        cycle = cyclic(output, o.lon[queries], 24.0)
-        quantiles, mean = self.network(channels, nearest, geometry, cycle)
-        return quantiles, mean, enough
+        observed = valid.any(0).nonzero()[:, 0].numpy()
+        for _ in range(steps):
+            hours = torch.from_numpy(self.rng.choice(observed, min(recipe.covariance_hours, len(observed))))
+            loss = self._left_out_loss(kriging, rows, parts[:, :, hours].double(), valid[:, hours])
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            schedule.step()
+        self._scale(kriging, rows, parts[:, :, observed[::23]].double(), valid[:, observed[::23]])
+        log.info("covariances, %s: loss %.4f", name, loss.item() if steps else float("nan"))
 
-    def _neighbours(
-        self, seen: NDArray[np.int64], queries: NDArray[np.int64], radius: NDArray[np.float64]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Nearest seen stations beyond the radius, never the query: index into `seen` (Q, K), km, enough (Q,)."""
-        away = self.between[torch.from_numpy(queries)][:, torch.from_numpy(seen)].clone()
-        hidden = (away <= torch.from_numpy(radius)[:, None]) | torch.from_numpy(queries[:, None] == seen[None])
-        away[hidden] = float("inf")
-        km, index = away.topk(self.network.config.neighbours, largest=False)
-        enough = torch.isfinite(km).all(dim=1)
-        return index, torch.where(torch.isfinite(km), km, 1e4), enough
+    def _systems(self, kriging: Kriging, rows: list[int]) -> Tensor:
+        """Ordinary-kriging precision (R, S, S) of all stations."""
+        terrain, between = self.terrain.double(), self.between.double()
+        noise = kriging.log_nugget[rows].exp().view(-1, 1, 1) * torch.eye(len(terrain), dtype=torch.float64)
+        inverse = torch.linalg.inv(kriging.covariance(between, terrain, terrain, rows) + noise)
+        ones = inverse.sum(2, keepdim=True)
+        return inverse - ones @ ones.transpose(1, 2) / ones.sum((1, 2), keepdim=True)
 
-    def _truth(self, hours: slice, queries: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """log(PM2.5 + 1) (Q, T), and where it is known."""
-        values = torch.from_numpy(self.observations.values[0, hours][self.network.config.lead_hours :][:, queries].T)
-        known = torch.isfinite(values)
-        return torch.where(known, values, 0.0).clamp(min=0).log1p(), known
+    def _left_out_loss(self, kriging: Kriging, rows: list[int], parts: Tensor, valid: Tensor) -> Tensor:
+        """Error at every station when its city is left out, and when it alone is."""
+        system, z = self._systems(kriging, rows), parts.sum(0)
+        alone = (system @ parts) / system.diagonal(dim1=1, dim2=2)[..., None]
+        total = torch.zeros((), dtype=torch.float64)
+        for residual in (leave_out(system, parts, self.blocks)[0].sum(0), alone.sum(0)):
+            off = (from_z(z - residual) - from_z(z))[valid]
+            total = total + residual[valid].abs().mean()
+            total = total + (off.abs().mean() + 0.3 * off.pow(2).mean().sqrt()) / self.recipe.linear
+        return total
+
+    @torch.no_grad()
+    def _scale(self, kriging: Kriging, rows: list[int], parts: Tensor, valid: Tensor) -> None:
+        """Scale the variances so that those of each band, and of their sum, are those of the residuals."""
+        residual, unit = leave_out(self._systems(kriging, rows), parts, self.blocks)
+        each = (residual**2)[:, valid].mean(1) / unit.mean(1)
+        total = residual.sum(0)[valid].pow(2).mean() / (each[:, None] * unit).sum(0).mean()
+        kriging.log_scale[rows] = (each * total).log().float()
+
+    # ---- second stage ----
+
+    def draw(self) -> Tensor:
+        """Loss of one step: a few windows of the same stations."""
+        seen, queries = self._partition()
+        mode = MODES[int(self.rng.integers(len(MODES)))]
+        between, terrain = self.between[seen][:, seen], self.terrain[seen]
+        around = surroundings(self.network.knn, between, terrain)
+        k = min(self.network.config.neighbours, len(seen))
+        km, index = self.between[queries][:, seen].topk(k, largest=False)
+        weights = self.network.knn(geometry_of(index, km, between, terrain, self.terrain[queries]), mode)
+        losses = []
+        for _ in range(self.recipe.windows):
+            hours, read = self._window(seen, mode)
+            cycle = cyclic(self.observations.hours[hours], self.observations.lon[queries], 24.0)
+            quantiles, mean = self.network(self.network.encoder(read, *around, mode), index, weights, cycle)
+            y = self.truth[queries][:, hours]
+            losses.append(loss(quantiles, mean, torch.nan_to_num(y), torch.isfinite(y), self.recipe))
+        return torch.stack(losses).mean()
+
+    def _window(self, seen: NDArray[np.int64], mode: str) -> tuple[slice, Window]:
+        """Hours of a random day, and the window around it that a mode reads."""
+        config, train = self.network.config, self.split.train
+        start = int(self.rng.integers(train.start, train.stop - self.length))
+        day = slice(start + config.lead_hours, start + config.lead_hours + DAY)
+        stop = day.stop + (config.tail_hours if mode == "final" else 0)
+        read = window(self.observations, slice(start, stop), seen, config.mean, config.std)
+        if self.rng.random() > self.recipe.other_pollutants:
+            read = read._replace(features=without_others(read.features))
+        return day, read
+
+    def _partition(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Stations that a step sees, and those that it asks for: whole cities and single ones."""
+        recipe, rng, city = self.recipe, self.rng, self.split.city
+        names = rng.permutation(np.unique(city))
+        away = np.isin(city, names[: max(1, round(rng.uniform(*recipe.hidden_cities) * len(names)))])
+        single = ~away & (rng.random(len(city)) < recipe.hidden_stations)
+        seen = ~away & ~single
+        if rng.random() < recipe.thin:
+            seen &= rng.random(len(city)) > rng.uniform(*recipe.thinned)
+        if seen.sum() <= self.network.config.neighbours:
+            seen = ~single
+            seen[rng.permutation(np.flatnonzero(away))[: max(1, len(city) // 10)]] = False
+        return np.flatnonzero(seen), np.flatnonzero((away | single) & ~seen)
+
+
+def without_others(features: Tensor) -> Tensor:
+    """Features (..., F) of a window in which PM2.5 is the only pollutant."""
+    features = features.clone()
+    features[..., : 2 * (len(POLLUTANTS) - 1)] = 0
+    return features
+
+
+def leave_out(system: Tensor, parts: Tensor, blocks: list[NDArray[np.int64]]) -> tuple[Tensor, Tensor]:
+    """Residuals (R, S, T) of parts (R, S, T) at stations left out by blocks, and their variances (R, S).
+
+    With Q the kriging precision (R, S, S), the residuals of a block g are inverse(Q[g, g]) (Q x)[g] and their
+    covariance is inverse(Q[g, g]) (Dubrule 1983, doi:10.1007/BF01033240). Blocks of one size are solved together.
+    """
+    product, residual = system @ parts, torch.empty_like(parts)
+    variance = torch.empty(parts.shape[:2], dtype=parts.dtype)
+    for size in sorted({len(block) for block in blocks}):
+        index = torch.from_numpy(np.stack([block for block in blocks if len(block) == size]))  # (G, n)
+        inverse = torch.linalg.inv(system[:, index[:, :, None], index[:, None, :]])  # (R, G, n, n)
+        residual = residual.index_copy(1, index.flatten(), (inverse @ product[:, index]).flatten(1, 2))
+        variance = variance.index_copy(1, index.flatten(), inverse.diagonal(dim1=2, dim2=3).flatten(1, 2))
+    return residual, variance
 
 
 def loss(quantiles: Tensor, mean: Tensor, truth: Tensor, known: Tensor, recipe: Recipe) -> Tensor:
-    """Quantile loss in log and linear space, and squared error of the mean scaled to the same size.
+    """Quantile loss of z and of PM2.5, and squared error of the mean scaled to the same size.
 
-    `quantiles` (Q, T, N) and `truth`, `mean` (Q, T) are in z; the linear parts are in ug m-3 over 30.
+    `quantiles` (Q, T, N) and `mean` (Q, T) are in z; `truth` (Q, T) is in ug m-3.
     """
-    top = 7.5  # exp(7.5) = 1,800 ug m-3; keeps a stray early step finite
-    y = truth.expm1()
-    linear = pinball(y, quantiles.clamp(max=top).expm1()) / 30
-    squared = (mean.clamp(max=top).expm1() - y) ** 2 / (30 * (20 + y[known].sum() / known.sum().clamp(min=1)))
-    each = pinball(truth, quantiles) + recipe.linear * linear + recipe.mean * squared
+    top = 13.0  # 2,200 ug m-3; keeps a stray early step finite
+    linear = pinball(truth, from_z(quantiles.clamp(max=top))) / recipe.linear
+    level = 20 + truth[known].sum() / known.sum().clamp(min=1)
+    squared = (from_z(mean.clamp(max=top)) - truth) ** 2 / (recipe.linear * level)
+    each = pinball(to_z(truth), quantiles) + linear + recipe.mean * squared
     return each[known].sum() / known.sum().clamp(min=1)
 
 
@@ -245,6 +330,6 @@ def pinball(truth: Tensor, quantiles: Tensor) -> Tensor:
 def visible_only(observations: Observations, stations: NDArray[np.int64]) -> Observations:
     """Select stations of a record by index."""
     o = observations
-    return replace(
-        o, values=o.values[:, :, stations], lon=o.lon[stations], lat=o.lat[stations], elevation=o.elevation[stations]
-    )
+    place = {name: getattr(o, name)[stations] for name in ("lon", "lat", "elevation")}
+    relief = None if o.relief is None else o.relief[stations]
+    return replace(o, values=o.values[:, :, stations], relief=relief, **place)

@@ -26,8 +26,8 @@ INTERVALS = ("coverage_50", "coverage_90", "width_50", "width_90", "pairs")
 #: Whose tables by condition are shown to readers; those of the others are in the JSON.
 SHOWN = ("idw_k8_p1", "log_kriging", "space_time", "space_time_two_sided")
 
-#: How the names of AQ-Net weights start.
-AQNET = "aqnet "
+#: How the names of AQ-Net weights start, by mode.
+AQNET = {"interim": "aqnet ", "final": "aqnet_final "}
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Evaluation:
     ----------
     assessments : group -> report, see `pipeline.assess`; the skill in it is that of the AQ-Net weights with the median
         CRPS, or of space-time kriging where there are no weights.
-    seeds : group -> median, min and max over the AQ-Net weights x metrics; empty without weights.
+    seeds : group -> median, min and max over the AQ-Net weights, each mode, x metrics; empty without weights.
     about : date, commit, command, protocol, variograms, digests.
     """
 
@@ -117,11 +117,11 @@ class Evaluation:
         about = [f"- {key}: {value}" for key, value in self.about.items() if isinstance(value, str | int)]
         parts = ["# Evaluation", "\n".join(about)]
         for group, found in self.assessments.items():
-            networks = networks_of(found.scores)
-            parts += [f"## {group}", found.to_markdown([*SHOWN, *middle(networks)], "###")]
+            parts += [f"## {group}", found.to_markdown([*SHOWN, *judged(found.scores)], "###")]
             if group in self.seeds:
                 shown = self.seeds[group][[*METRICS, *INTERVALS]]
-                parts += [f"### AQ-Net over {len(networks)} weights", score.markdown(shown)]
+                count = len(networks_of(found.scores, "interim"))
+                parts += [f"### AQ-Net over {count} weights", score.markdown(shown)]
         return "\n\n".join(parts)
 
 
@@ -191,9 +191,20 @@ def _compared(a: NDArray[np.float64], b: NDArray[np.float64]) -> dict[str, float
     return asdict(score.difference(a, b)) | percent | {"skill": float(1.0 - a[0] / b[0])}
 
 
-def networks_of(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows of AQ-Net weights."""
-    return rows[rows.index.str.startswith(AQNET)]
+def networks_of(rows: pd.DataFrame, mode: str) -> pd.DataFrame:
+    """Rows of AQ-Net weights in a mode."""
+    return rows[rows.index.str.startswith(AQNET[mode])]
+
+
+def judged(rows: pd.DataFrame) -> list[str]:
+    """Names of the middle weights of each mode; empty without weights."""
+    return [name for mode in AQNET for name in middle(networks_of(rows, mode))]
+
+
+def over_seeds(rows: pd.DataFrame) -> pd.DataFrame:
+    """Median, lowest and highest of the weights of each mode x metrics."""
+    found = [networks_of(rows, mode).agg(["median", "min", "max"]).T.add_prefix(AQNET[mode]).T for mode in AQNET]
+    return pd.concat(found).dropna(how="all").rename_axis("aqnet")
 
 
 def middle(networks: pd.DataFrame) -> list[str]:

@@ -149,12 +149,22 @@ def estimate(input_path: Path, points: Path, start: str, end: str, output: Path,
 @click.option("--splits", type=PATH, required=True, help="The public split (JSON).")
 @click.option("--out", type=PATH, required=True, help="Folder for the weights.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of every random draw.")
-def train(input_path: Path, stations: Path, splits: Path, out: Path, seed: int) -> None:
+@click.option("--everything", is_flag=True, help="Use all stations and hours: for production only.")
+@click.option("--outlook", is_flag=True, help="Train the outlook mode (336 hours in, 168 hours out).")
+def train(
+    input_path: Path, stations: Path, splits: Path, out: Path, seed: int, everything: bool, outlook: bool
+) -> None:
     """Train AQ-Net on the training hours and visible stations of a split."""
+    from pipeline import outlook as outlooks
     from pipeline import train as training
 
     _exist(input_path, stations, splits)
-    training.train(input_path, stations, splits, out, seed)
+    if outlook and everything:
+        raise ConfigError("--everything: expected without --outlook, whose weights are those that are evaluated")
+    if outlook:
+        outlooks.train(input_path, stations, splits, out, seed)
+    else:
+        training.train(input_path, stations, splits, out, seed, everything=everything)
 
 
 @aqnet.command()
@@ -164,13 +174,30 @@ def train(input_path: Path, stations: Path, splits: Path, out: Path, seed: int) 
 @click.option("--out", type=PATH, required=True, help="Folder for evaluation.json and evaluation.md.")
 @click.option("--weights", type=PATH, multiple=True, help="Weights to score, once for each seed (the shipped ones).")
 @click.option("--stride", type=click.IntRange(min=1), default=6, show_default=True, help="Score every so many hours.")
-def evaluate(input_path: Path, stations: Path, splits: Path, out: Path, weights: tuple[Path, ...], stride: int) -> None:
-    """Score AQ-Net and the baselines at hidden stations of the public split."""
-    from pipeline import evaluate as evaluation
+@click.option("--leave", type=click.Choice(["city", "station"]), multiple=True, help="Leave out in ten folds instead.")
+@click.option("--work", type=PATH, help="Folder of finished folds, to go on after an interruption (OUT/folds).")
+@click.option("--outlook", is_flag=True, help="Score the outlook mode instead.")
+def evaluate(
+    input_path: Path, stations: Path, splits: Path, out: Path, weights: tuple[Path, ...], stride: int, **how: Any
+) -> None:
+    """Score AQ-Net and the baselines at hidden stations of the public split.
 
-    _exist(input_path, stations, splits, *weights)
-    result = evaluation.evaluate(input_path, stations, splits, out, list(weights) or None, stride)
-    click.echo(result.to_markdown())
+    With --leave every station is estimated by methods trained without it, its city left out with it or not; with
+    --outlook forecasts are scored.
+    """
+    from pipeline import evaluate as evaluation
+    from pipeline import folds, outlook, outlook_report
+
+    data = input_path, stations, splits
+    _exist(*data, *weights)
+    if how["outlook"]:
+        click.echo(outlook_report.markdown(outlook.evaluate(*data, out, list(weights) or None)))
+    elif how["leave"]:
+        protocols = [folds.Protocol(leave) for leave in how["leave"]]
+        found = folds.evaluate_folds(*data, out, how["work"] or out / "folds", protocols, folds.networks())
+        click.echo("\n\n".join(score.to_markdown(list(folds.NETWORKS)) for score in found.values()))
+    else:
+        click.echo(evaluation.evaluate(*data, out, list(weights) or None, stride).to_markdown())
 
 
 @aqnet.command()

@@ -28,9 +28,10 @@ from model.baseline import Estimator
 from model.geometry import TERRAIN_FACTOR
 from model.windows import LEVELS, POLLUTANTS, Estimate, Observations, Points
 from pipeline import assess, provenance, score, score_figures, sources
-from pipeline.assess import AQNET, Evaluation, middle, networks_of
+from pipeline.assess import AQNET, Evaluation
 from pipeline.atomic import replacing
 from pipeline.errors import InputError
+from pipeline.grid import relief
 from pipeline.harmonise import to_cube
 
 log = logging.getLogger("aqnet")
@@ -141,7 +142,7 @@ def evaluate(
         with replacing(out_dir / name) as part:
             part.write_text(text)
     for group, found in result.assessments.items():
-        shown = [*assess.SHOWN, *middle(networks_of(found.scores))]
+        shown = [*assess.SHOWN, *assess.judged(found.scores)]
         title = f"{group}: {len(scored)} test hours of the public split"
         score_figures.draw_scores(found, out_dir / f"evaluation-{group}.png", shown, title)
     return result
@@ -188,7 +189,8 @@ def _record(cube: xr.Dataset) -> Observations:
     pm2p5 = values[POLLUTANTS.index("pm2p5")]
     pm2p5[~((pm2p5 > 0) & (pm2p5 <= HIGHEST_VALID))] = np.nan
     hours = cube["time"].values.astype("datetime64[h]").astype(np.int64)
-    return Observations(hours, values, cube["lon"].values, cube["lat"].values, cube["elevation"].values)
+    lon, lat = cube["lon"].values, cube["lat"].values
+    return Observations(hours, values, lon, lat, cube["elevation"].values, relief(lon, lat))
 
 
 def fitted(training: Observations) -> dict[str, Estimator]:
@@ -209,8 +211,12 @@ def own_kriging(observations: Observations) -> Estimator:
 
 
 def _networks(weights: Sequence[Path]) -> dict[str, Estimator]:
-    """AQ-Net of each weights file, by a name that starts with `AQNET`."""
-    return {AQNET + Path(path).stem.removeprefix("aqnet-"): infer.estimator(path) for path in weights}
+    """AQ-Net of each weights file and mode, by a name that starts with `AQNET`."""
+    return {
+        start + Path(path).stem.removeprefix("aqnet-"): infer.estimator(path, mode)
+        for mode, start in AQNET.items()
+        for path in weights
+    }
 
 
 # ---- what methods see ----
@@ -218,11 +224,15 @@ def _networks(weights: Sequence[Path]) -> dict[str, Estimator]:
 
 def withhold(record: Observations, visible: NDArray[np.int64], hidden: NDArray[np.int64]) -> Withheld:
     """Divide a record by station index into what methods see, and the places and values they are judged by."""
-    seen = Observations(
-        record.hours, record.values[:, :, visible], record.lon[visible], record.lat[visible], record.elevation[visible]
-    )
-    points = Points(record.lon[hidden], record.lat[hidden], record.elevation[hidden])
-    return Withheld(seen, points, record.values[POLLUTANTS.index("pm2p5")][:, hidden].astype(np.float64))
+    seen = Observations(record.hours, record.values[:, :, visible], *_places(record, visible))
+    truth = record.values[POLLUTANTS.index("pm2p5")][:, hidden].astype(np.float64)
+    return Withheld(seen, Points(*_places(record, hidden)), truth)
+
+
+def _places(record: Observations, stations: NDArray[np.int64]) -> list[NDArray[np.floating]]:
+    """Longitude, latitude, elevation and, where there is one, relief of some stations."""
+    known = (part for part in (record.lon, record.lat, record.elevation, record.relief) if part is not None)
+    return [part[stations] for part in known]
 
 
 def take(observations: Observations, hours: slice | NDArray[np.int64]) -> Observations:
@@ -325,11 +335,12 @@ def _assess(
         some, end = slice(end, end + count), end + count
         inside = {name: p.columns(some) for name, p in predictions.items()}
         truth = parts.truth[scored][:, some]
-        networks = networks_of(score.table(inside, truth))
-        judged = middle(networks) or list(space_time.METHODS)
+        rows = score.table(inside, truth)
+        networks = assess.judged(rows)
+        judged = networks or list(space_time.METHODS)
         assessments[group] = assess.assess(inside, truth, hours, distance[some], judged, REFERENCES)
-        if len(networks):
-            seeds[group] = networks.agg(["median", "min", "max"]).rename_axis("aqnet")
+        if networks:
+            seeds[group] = assess.over_seeds(rows)
     return Evaluation(assessments, seeds, about)
 
 

@@ -16,7 +16,7 @@ from model import baseline
 from model.windows import LEVELS, POLLUTANTS, Estimate, Observations, Points
 from pipeline import config, evaluate, maps, report, score, simulate, stages, write
 from pipeline.analyse import QUANTILES
-from pipeline.grid import Grid
+from pipeline.grid import Grid, relief
 from pipeline.simulate import Simulation
 
 logger = logging.getLogger("aqnet")
@@ -84,7 +84,8 @@ def _baselines(grid: Grid, observed: xr.DataArray) -> dict[str, score.Prediction
     values = np.full((len(POLLUTANTS), *observed.shape), np.nan, "float32")
     values[POLLUTANTS.index("pm2p5")] = observed.values
     hours = observed["time"].values.astype("datetime64[h]").astype("int64")
-    seen = Observations(hours, values, *(observed[name].values for name in ("lon", "lat", "elevation")))
+    lon, lat, elevation = (observed[name].values for name in ("lon", "lat", "elevation"))
+    seen = Observations(hours, values, lon, lat, elevation, relief(lon, lat))
     points = Points(*(axis[land] for axis in grid.points()))
     methods = baseline.METHODS | {"log_kriging": evaluate.own_kriging(seen)}
     found = {}

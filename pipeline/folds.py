@@ -23,7 +23,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from model import baseline, gaps, geometry, space_time, space_time_fit
+from model import aqnet, baseline, gaps, geometry, infer, layout, space_time, space_time_fit, windows
+from model import train as training
+from model.aqnet import AQNet
 from model.baseline import Estimator
 from model.windows import LEVELS, POLLUTANTS, Observations
 from pipeline import assess, evaluate, score_figures
@@ -36,6 +38,9 @@ log = logging.getLogger("aqnet")
 
 #: Fit a method: (record of the other stations, their cities (S,), seed) -> estimator.
 TrainFold = Callable[[Observations, NDArray[np.str_], int], Estimator]
+
+#: Names of AQ-Net in the folds, and its modes.
+NETWORKS = {"aqnet": "interim", "aqnet_final": "final"}
 
 #: Hours of record before a scored hour that methods of a continuous record get: all of it.
 _ALL = 10**6
@@ -203,10 +208,14 @@ class _Fold:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of all that a method reads: nothing of the fold's own stations but where they are."""
-        seen, points = self.parts.visible, self.parts.points
+        """SHA-256 of all that a method reads: nothing of the fold's own stations but where they are.
+
+        Relief is left out: it follows from the place.
+        """
+        seen, points = vars(self.parts.visible), vars(self.parts.points)
         found = hashlib.sha256(f"{self.seed} {self.cities.tolist()}".encode())
-        for array in (*vars(seen).values(), *vars(points).values(), self.scored):
+        read = [array for held in (seen, points) for name, array in held.items() if name != "relief"]
+        for array in (*read, self.scored):
             found.update(np.ascontiguousarray(array).tobytes())
         return found.hexdigest()
 
@@ -265,6 +274,29 @@ def _space_time(start: space_time.SpaceTime, evaluations: int) -> TrainFold:
     return train
 
 
+# ---- AQ-Net ----
+
+
+def networks(recipe: training.Recipe | None = None) -> dict[str, Method]:
+    """AQ-Net in both modes, trained once for each fold on all hours of the fold's other stations."""
+    recipe = recipe or training.Recipe()
+    key = code_key(aqnet, infer, layout, training, windows, geometry, **asdict(recipe))
+    trained: dict[int, AQNet] = {}  # of the fold at hand, by its seed
+
+    def fit(mode: str) -> TrainFold:
+        def train(others: Observations, cities: NDArray[np.str_], seed: int) -> Estimator:
+            if seed not in trained:
+                trained.clear()
+                own = np.where(cities == "", [f"alone {n}" for n in range(len(cities))], cities)
+                split = training.Split(slice(0, len(others.hours)), own)
+                trained[seed] = training.train(others, split, seed, recipe).network
+            return partial(infer.estimate, trained[seed], mode=mode)
+
+        return train
+
+    return {name: Method(fit(mode), f"{key} {mode}", True) for name, mode in NETWORKS.items()}
+
+
 # ---- the whole protocol ----
 
 
@@ -284,7 +316,7 @@ def evaluate_folds(
     source_path, stations, splits : as `pipeline.evaluate.evaluate` takes them.
     out_dir : folder for the files.
     work : folder of finished folds, see `run`.
-    networks : AQ-Net as it is trained for a fold, by name; the first is set against the baselines.
+    networks : AQ-Net as it is trained for a fold, by name; they are set against the baselines.
 
     Returns
     -------
@@ -295,7 +327,7 @@ def evaluate_folds(
     record, codes = evaluate.read_record(source_path, stations, split)
     cities = evaluate.cities(stations, codes)
     methods = baselines() | dict(networks)
-    judged = list(networks)[:1] or list(space_time.METHODS)
+    judged = list(networks) or list(space_time.METHODS)
     found, about = {}, evaluate.digests(source_path, [stations, splits], split)
     for protocol in protocols:
         pooled = run(record, codes, cities, protocol, methods, work)

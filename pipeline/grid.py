@@ -73,6 +73,37 @@ def terrain(lon: ArrayLike, lat: ArrayLike) -> NDArray[np.float32]:
     return ((1 - u) * north + u * south).astype("float32")
 
 
+#: Radii within which `relief` looks at the terrain, km, and how many places it looks at in each.
+RELIEF_KM = (30.0, 80.0)
+_RELIEF_PLACES = 48
+
+
+def relief(lon: ArrayLike, lat: ArrayLike) -> NDArray[np.float32]:
+    """How a place lies in the terrain around it, from the grid of `terrain`.
+
+    Parameters
+    ----------
+    lon, lat : (N,) WGS84 degrees.
+
+    Returns
+    -------
+    (N, 4) float32 metres: height above the mean of the terrain within each of `RELIEF_KM`, then its standard deviation
+    within each. The terrain is read at 48 places a circle, on a spiral that covers it evenly (Vogel 1979,
+    doi:10.1016/0025-5564(79)90080-4).
+    """
+    lon, lat = np.asarray(lon, "float64")[:, None], np.asarray(lat, "float64")[:, None]
+    n = np.arange(_RELIEF_PLACES) + 0.5
+    angle = np.pi * (1 + np.sqrt(5)) * n
+    above, rough = [], []
+    for radius in RELIEF_KM:
+        away = radius * np.sqrt(n / _RELIEF_PLACES) / KM_PER_DEGREE  # degrees of latitude
+        narrow = np.maximum(np.cos(np.radians(lat)), 0.01)
+        around = terrain(lon + away * np.cos(angle) / narrow, np.clip(lat + away * np.sin(angle), -90, 90))
+        above.append(terrain(lon, lat)[:, 0] - around.mean(axis=1))
+        rough.append(around.std(axis=1))
+    return np.stack([*above, *rough], axis=1).astype("float32")
+
+
 @cache
 def _land_mask() -> NDArray[np.uint8]:
     """Mask of basemap, shape (8640, 17280): rows from 90 S to 90 N, columns from 180 W; 0 ocean, 1 land, 2 lake."""
@@ -222,10 +253,10 @@ class Grid:
         x, y = np.meshgrid(self.x, self.y)
         return self._degrees(x, y)
 
-    def points(self) -> tuple[Float, Float, NDArray[np.float32]]:
-        """Longitude, latitude (degrees) and terrain (m) of every cell in row order, each (rows x columns,)."""
+    def points(self) -> tuple[Float, Float, NDArray[np.float32], NDArray[np.float32]]:
+        """Longitude, latitude (degrees), terrain (m) (rows x columns,) and relief (m, see `relief`) of every cell."""
         lon, lat = (axis.ravel() for axis in self.lon_lat())
-        return lon, lat, terrain(lon, lat)
+        return lon, lat, terrain(lon, lat), relief(lon, lat)
 
     def surroundings(self, km: float) -> tuple[float, float, float, float]:
         """Widen `bbox` by a distance to every side: (west, south, east, north) in degrees, east up to 360 past west."""

@@ -228,7 +228,7 @@ def _near(rng: np.random.Generator, lon: Float, lat: Float, bbox: Bbox) -> tuple
 
 def _write_truth(done: Simulation, truth: Truth, grid: Grid, stations: pd.DataFrame, times: Hours, seed: int) -> Float:
     """Run the truth through all hours, write its [start, end) to the grid, and return ``l`` at the stations, (T, S)."""
-    lon, lat, _ = grid.points()
+    lon, lat, _, _ = grid.points()
     to_grid = truth.lattice.bilinear(lon, lat)
     to_stations = truth.lattice.bilinear(stations["lon"].to_numpy(), stations["lat"].to_numpy())
     at_stations = np.empty((len(times), len(stations)))

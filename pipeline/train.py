@@ -6,31 +6,38 @@ import logging
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
-from numpy.typing import NDArray
 
 from model import checkpoint
 from model import train as training
 from pipeline import evaluate
-from pipeline.errors import InputError
-from pipeline.evaluate import Splits, read_record
+from pipeline.evaluate import Splits, cities, read_record
 
 log = logging.getLogger("aqnet")
 
 
-def train(source_path: Path, stations: Path, splits: Path, out: Path, seed: int, steps: int | None = None) -> Path:
-    """Train on the visible stations and training hours of the public split; write ``aqnet-seed<seed>.safetensors``.
+def train(
+    source_path: Path,
+    stations: Path,
+    splits: Path,
+    out: Path,
+    seed: int,
+    steps: int | None = None,
+    everything: bool = False,
+) -> Path:
+    """Train on the visible stations and training hours of the public split, or on everything; write the weights.
 
-    Hidden stations are taken out of the record before anything is learned, normalisation included; test hours are
-    never read by training or by early stopping.
+    Hidden stations are taken out of the record before anything is learned, normalisation included; validation and test
+    hours are never read.
 
     Parameters
     ----------
     source_path, stations : CNEMC files and station list, as `pipeline.sources.read` takes them.
     splits : splits.json.
-    out : folder for the weights and the JSON that describes them.
+    out : folder for the weights and the JSON that describes them: ``aqnet-seed<seed>.safetensors``, or
+        ``aqnet.safetensors`` of everything.
     seed : the same seed gives the same weights on the same machine and package versions.
     steps : shorter training, for tests; None is the recipe's.
+    everything : all stations and hours, hidden ones and test hours included: for production, never for scores.
 
     Returns
     -------
@@ -40,26 +47,21 @@ def train(source_path: Path, stations: Path, splits: Path, out: Path, seed: int,
     Raises
     ------
     InputError
-        When the station list has no cities: they are what validation holds out.
+        When the station list has no cities: they are what training leaves out.
     """
     split = Splits.read(splits)
     record, codes = read_record(source_path, stations, split)
-    index = np.flatnonzero(np.isin(codes, split.visible))
+    index = np.arange(len(codes)) if everything else np.flatnonzero(np.isin(codes, split.visible))
     visible = training.visible_only(record, index)
-    recipe = training.Recipe() if steps is None else training.Recipe(steps=steps)
-    hours = slice(0, split.train_end), slice(split.train_end, split.test_start)
-    result = training.train(visible, training.Split(*hours, _cities(stations, codes[index])), seed, recipe)
-    path = out / f"aqnet-seed{seed}.safetensors"
+    recipe = training.Recipe() if steps is None else training.Recipe(steps=steps, covariance_steps=steps)
+    hours = slice(0, split.hours if everything else split.train_end)
+    city = cities(stations, codes)
+    own = np.where(city == "", codes, city)[index]
+    result = training.train(visible, training.Split(hours, own), seed, recipe)
+    path = out / ("aqnet.safetensors" if everything else f"aqnet-seed{seed}.safetensors")
     described = {"seed": seed, "recipe": result.recipe, "history": result.history}
-    described |= {"visible_stations": len(index), "train_hours": split.train_end}
+    described |= {"stations": len(index), "hours": hours.stop, "everything": everything}
     described |= evaluate.digests(source_path, [stations, splits], split)
     checkpoint.save(result.network, path, described)
     log.info("wrote %s (SHA-256 %s)", path, checkpoint.digest(path))
     return path
-
-
-def _cities(stations: Path, codes: NDArray[np.str_]) -> NDArray[np.str_]:
-    listed = pd.read_csv(stations, dtype=str)
-    if "city" not in listed.columns:
-        raise InputError(f"{stations}: column 'city' is missing; found {', '.join(listed.columns)}")
-    return listed.set_index("code")["city"].reindex(codes).fillna("").to_numpy(str)

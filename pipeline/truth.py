@@ -220,7 +220,7 @@ def found_cities(rng: np.random.Generator, bbox: Bbox, count: int, apart_km: flo
     """
     grid = Grid(bbox, 0.1)
     lattice = Lattice(bbox, 0.1)
-    lon, lat, height = grid.points()
+    lon, lat, height, _ = grid.points()
     land = is_land(lon, lat)
     if not land.any():
         raise ConfigError(f"bbox: expected some land to simulate cities on; found none in {bbox}")

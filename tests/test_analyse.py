@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,15 +12,26 @@ import torch
 import xarray as xr
 from pyproj import Geod
 
-from model import checkpoint
+from model import checkpoint, infer
 from model.aqnet import AQNet, AQNetConfig
+from model.windows import Observations, Points
 from pipeline import analyse, qc
 from pipeline.contract import HOUR, QUALITY_BITS, check_cube
 from pipeline.errors import ConfigError, InputError
-from pipeline.grid import Grid
+from pipeline.grid import Grid, relief
 from pipeline.harmonise import to_cube
 
-TINY = AQNetConfig(neighbours=8, lead_hours=6, hidden=8, attention_heads=2, embedding=2, kriging_heads=2, head_hidden=8)
+TINY = AQNetConfig(
+    neighbours=8,
+    near=4,
+    lead_hours=6,
+    tail_hours=6,
+    history=3,
+    hidden=8,
+    attention_heads=2,
+    embedding=2,
+    head_hidden=8,
+)
 START, END = np.datetime64("2019-12-02T00", "h"), np.datetime64("2019-12-03T05", "h")
 COLUMNS = ["time", "station", "pm2p5", "pm2p5_p05", "pm2p5_p50", "pm2p5_p95", "nearest_observation_distance"]
 COAST = Grid((112.0, 36.0, 124.0, 41.0), 0.5)  # 25 x 11 cells, a good part of them in the Bohai Sea
@@ -27,8 +39,7 @@ COAST = Grid((112.0, 36.0, 124.0, 41.0), 0.5)  # 25 x 11 cells, a good part of t
 
 def build(lead_hours: int = 6) -> AQNet:
     torch.manual_seed(0)
-    sizes = {name: value for name, value in vars(TINY).items() if name != "lead_hours"}
-    made = AQNet(AQNetConfig(lead_hours=lead_hours, **sizes)).eval()
+    made = AQNet(replace(TINY, lead_hours=lead_hours)).eval()
     with torch.no_grad():
         for weight in made.parameters():
             weight += 0.1 * torch.randn_like(weight)
@@ -117,7 +128,7 @@ def test_the_sea_has_a_flag_and_no_values(field: xr.Dataset):
 def test_count_and_distance_are_those_of_the_valid_observations(field: xr.Dataset, cube: xr.Dataset):
     valid = np.isfinite(qc.valid(cube, "pm2p5").sel(time=slice(START, None)).values)
     np.testing.assert_array_equal(field["observation_count"], valid.sum(axis=1))
-    lon, lat, _ = COAST.points()
+    lon, lat, *_ = COAST.points()
     land = COAST.land.ravel()
     km = geodesic(lon[land], lat[land], cube)
     expected = np.where(valid[:, None], km, np.inf).min(axis=2)
@@ -200,7 +211,7 @@ def test_points_at_cell_centres_have_the_values_of_the_cells(
     cube: xr.Dataset, field: xr.Dataset, network: analyse.Network
 ):
     """Terrain is looked up where the table gives no elevation, as the grid does."""
-    lon, lat, _ = COAST.points()
+    lon, lat, *_ = COAST.points()
     land = np.flatnonzero(COAST.land.ravel())[::7]
     points = pd.DataFrame({"station": land.astype(str), "lon": lon[land], "lat": lat[land]})
     found = analyse.at_points(cube, points, START, network)
@@ -351,3 +362,23 @@ def test_load_gives_the_network_and_the_digest_of_its_file(tiny_weights: Path):
     found = analyse.load(tiny_weights)
     assert found.digest == checkpoint.digest(tiny_weights)
     assert found.aqnet.config == TINY
+
+
+def test_stations_cells_and_points_know_their_relief(
+    cube: xr.Dataset, network: analyse.Network, monkeypatch: pytest.MonkeyPatch
+):
+    """As the network was trained: the hills around a place are part of what it is."""
+    seen: list[Points] = []
+    day_blocks = infer.day_blocks
+
+    def spy(net: AQNet, record: Observations, places: Points, *arguments: object) -> object:
+        seen.append(places)
+        np.testing.assert_array_equal(record.relief, relief(record.lon, record.lat))
+        return day_blocks(net, record, places, *arguments)
+
+    monkeypatch.setattr(infer, "day_blocks", spy)
+    next(analyse.fields(cube, COAST, START, END, network))
+    analyse.at_points(cube, HOMES, START, network)
+    for places in seen:
+        np.testing.assert_array_equal(places.relief, relief(places.lon, places.lat))
+    assert len(seen) == 2

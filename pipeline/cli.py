@@ -168,36 +168,55 @@ def train(
 
 
 @aqnet.command()
-@click.option("--input", "input_path", type=PATH, required=True, help="Files of the CNEMC archive.")
-@click.option("--stations", type=PATH, required=True, help="Station list (CSV: code, lon, lat).")
-@click.option("--splits", type=PATH, required=True, help="The public split (JSON).")
-@click.option("--out", type=PATH, required=True, help="Folder for evaluation.json and evaluation.md.")
+@click.option("--input", "input_path", type=PATH, required=True, help="Files of observations (the CNEMC archive).")
+@click.option("--stations", type=PATH, help="Station list (CSV: code, lon, lat, city).")
+@click.option("--splits", type=PATH, help="The public split (JSON).")
+@click.option("--out", type=PATH, required=True, help="Folder for tables and pictures.")
 @click.option("--weights", type=PATH, multiple=True, help="Weights to score, once for each seed (the shipped ones).")
-@click.option("--stride", type=click.IntRange(min=1), default=6, show_default=True, help="Score every so many hours.")
-@click.option("--leave", type=click.Choice(["city", "station"]), multiple=True, help="Leave out in ten folds instead.")
+@click.option("--stride", type=click.IntRange(min=1), help="Score every so many hours (6, in folds 7).")
+@click.option("--leave", type=click.Choice(["city", "station"]), multiple=True, help="Leave out in folds instead.")
+@click.option("--folds", type=click.IntRange(min=2), default=10, show_default=True, help="Folds of --leave.")
 @click.option("--work", type=PATH, help="Folder of finished folds, to go on after an interruption (OUT/folds).")
 @click.option("--outlook", is_flag=True, help="Score the outlook mode instead.")
-def evaluate(
-    input_path: Path, stations: Path, splits: Path, out: Path, weights: tuple[Path, ...], stride: int, **how: Any
-) -> None:
+@click.option("--source", help="Network of --input: score the shipped weights there, without training.")
+@click.option("--start", help="First hour, UTC (with --source).")
+@click.option("--end", help="Hour after the last, UTC (with --source).")
+@click.option("--bbox", nargs=4, type=float, metavar="W S E N", help="Stations wanted, degrees (with --source).")
+@click.option("--outside", nargs=4, type=float, metavar="W S E N", help="Box left aside, degrees (with --source).")
+def evaluate(input_path: Path, out: Path, weights: tuple[Path, ...], stride: int | None, **how: Any) -> None:
     """Score AQ-Net and the baselines at hidden stations of the public split.
 
     With --leave every station is estimated by methods trained without it, its city left out with it or not; with
-    --outlook forecasts are scored.
+    --outlook forecasts are scored; with --source the shipped weights are scored on another record, beside kriging that
+    is fitted to it.
     """
     from pipeline import evaluate as evaluation
-    from pipeline import folds, outlook, outlook_report
+    from pipeline import folds, outlook, outlook_report, transfer
 
-    data = input_path, stations, splits
-    _exist(*data, *weights)
+    _exist(input_path, *weights, *filter(None, [how["stations"], how["splits"]]))
+    work = how["work"] or out / "folds"
+    protocols = [folds.Protocol(leave, how["folds"], stride=stride or folds.STRIDE) for leave in how["leave"]]
+    if how["source"]:
+        _needed(how, "start", "end", "leave")
+        where = input_path, how["stations"], _hours(how["start"], how["end"]), out, work, protocols[0]
+        found = transfer.transfer(how["source"], *where, how["bbox"], how["outside"], *weights[:1])
+        click.echo(found.to_markdown([*transfer.REFERENCES, *folds.NETWORKS]))
+        return
+    _needed(how, "stations", "splits")
+    data = input_path, how["stations"], how["splits"]
     if how["outlook"]:
         click.echo(outlook_report.markdown(outlook.evaluate(*data, out, list(weights) or None)))
-    elif how["leave"]:
-        protocols = [folds.Protocol(leave) for leave in how["leave"]]
-        found = folds.evaluate_folds(*data, out, how["work"] or out / "folds", protocols, folds.networks())
-        click.echo("\n\n".join(score.to_markdown(list(folds.NETWORKS)) for score in found.values()))
+    elif protocols:
+        scores = folds.evaluate_folds(*data, out, work, protocols, folds.networks())
+        click.echo("\n\n".join(score.to_markdown(list(folds.NETWORKS)) for score in scores.values()))
     else:
-        click.echo(evaluation.evaluate(*data, out, list(weights) or None, stride).to_markdown())
+        click.echo(evaluation.evaluate(*data, out, list(weights) or None, stride or 6).to_markdown())
+
+
+def _needed(options: dict[str, Any], *names: str) -> None:
+    """Stop where an option is missing that the others ask for."""
+    if missing := [f"--{name}" for name in names if not options[name]]:
+        raise click.UsageError(f"expected {', '.join(missing)} with these options")
 
 
 @aqnet.command()

@@ -167,7 +167,7 @@ def read_record(source_path: Path, stations: Path, split: Splits) -> tuple[Obser
     absent = sorted(wanted - set(cube["station"].values))
     if absent:
         raise InputError(f"{source_path}: expected all stations of the split; {len(absent)} absent, first {absent[0]}")
-    return _record(cube), np.array([name.removeprefix("cnemc:") for name in cube["station"].values])
+    return record_of(cube), np.array([name.removeprefix("cnemc:") for name in cube["station"].values])
 
 
 def cities(stations: Path, codes: NDArray[np.str_]) -> NDArray[np.str_]:
@@ -184,7 +184,8 @@ def cities(stations: Path, codes: NDArray[np.str_]) -> NDArray[np.str_]:
     return listed.set_index("code")["city"].reindex(codes).fillna("").to_numpy(str)
 
 
-def _record(cube: xr.Dataset) -> Observations:
+def record_of(cube: xr.Dataset) -> Observations:
+    """Arrays of a StationCube as the protocol takes them: PM2.5 outside (0, `HIGHEST_VALID`] is missing."""
     values = np.stack([cube[name].values for name in POLLUTANTS])
     pm2p5 = values[POLLUTANTS.index("pm2p5")]
     pm2p5[~((pm2p5 > 0) & (pm2p5 <= HIGHEST_VALID))] = np.nan

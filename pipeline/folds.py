@@ -39,6 +39,9 @@ log = logging.getLogger("aqnet")
 #: Fit a method: (record of the other stations, their cities (S,), seed) -> estimator.
 TrainFold = Callable[[Observations, NDArray[np.str_], int], Estimator]
 
+#: Every so many hours are scored in the folds; 7 is prime to 24.
+STRIDE = 7
+
 #: Names of AQ-Net in the folds, and its modes.
 NETWORKS = {"aqnet": "interim", "aqnet_final": "final"}
 
@@ -53,14 +56,14 @@ class Protocol:
     Attributes
     ----------
     leave : what goes to a fold as one: all stations of a city, or a single station.
-    stride : every so many hours are scored; 7 is prime to 24, so all hours of the day and all months occur.
+    stride : every so many hours are scored; prime to 24, so that all hours of the day and all months occur.
     seed : of the assignment to folds, and passed on to what is trained.
     """
 
     leave: Literal["city", "station"]
     folds: int = 10
     seed: int = 0
-    stride: int = 7
+    stride: int = STRIDE
 
 
 @dataclass(frozen=True)
@@ -277,10 +280,15 @@ def _space_time(start: space_time.SpaceTime, evaluations: int) -> TrainFold:
 # ---- AQ-Net ----
 
 
+def network_key() -> str:
+    """Digest of the code of the network (`Method.key`)."""
+    return code_key(aqnet, infer, layout, windows, geometry)
+
+
 def networks(recipe: training.Recipe | None = None) -> dict[str, Method]:
     """AQ-Net in both modes, trained once for each fold on all hours of the fold's other stations."""
     recipe = recipe or training.Recipe()
-    key = code_key(aqnet, infer, layout, training, windows, geometry, **asdict(recipe))
+    key = network_key() + code_key(training, **asdict(recipe))
     trained: dict[int, AQNet] = {}  # of the fold at hand, by its seed
 
     def fit(mode: str) -> TrainFold:
@@ -333,19 +341,25 @@ def evaluate_folds(
         pooled = run(record, codes, cities, protocol, methods, work)
         found[name := f"leave_{protocol.leave}_out"] = pooled.assess(judged)
         about[name] = asdict(protocol) | {"fold": dict(zip(codes.tolist(), pooled.fold.tolist(), strict=True))}
-    _write(found, about, out_dir, [*assess.SHOWN, *networks])
+    write(found, about, out_dir, [*assess.SHOWN, *networks], "folds")
     return found
 
 
-def _write(found: Mapping[str, Assessment], about: Mapping[str, Any], out_dir: Path, shown: Sequence[str]) -> None:
-    result = {"about": about} | {name: a.as_dict() for name, a in found.items()}
+def write(
+    found: Mapping[str, Assessment], about: Mapping[str, Any], out_dir: Path, shown: Sequence[str], name: str
+) -> None:
+    """Write reports as ``<name>.json`` and ``<name>.md``, and a picture of each."""
+    result = {"about": about} | {group: a.as_dict() for group, a in found.items()}
     text = "\n\n".join(
-        f"# {name.replace('_', ' ').capitalize()}\n\n{a.to_markdown(shown)}" for name, a in found.items()
+        f"# {group.replace('_', ' ').capitalize()}\n\n{a.to_markdown(shown)}" for group, a in found.items()
     )
     out_dir.mkdir(parents=True, exist_ok=True)
-    for file, content in (("folds.json", json.dumps(result, indent=1, allow_nan=False) + "\n"), ("folds.md", text)):
+    for file, content in (
+        (f"{name}.json", json.dumps(result, indent=1, allow_nan=False) + "\n"),
+        (f"{name}.md", text),
+    ):
         with replacing(out_dir / file) as part:
             part.write_text(content)
-    for name, a in found.items():
-        title = f"{name.replace('_', ' ')}: every station estimated by methods that never saw it"
-        score_figures.draw_scores(a, out_dir / f"folds-{name}.png", shown, title)
+    for group, a in found.items():
+        title = f"{group.replace('_', ' ')}: every station estimated without it"
+        score_figures.draw_scores(a, out_dir / f"{name}-{group}.png", shown, title)

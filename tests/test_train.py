@@ -14,24 +14,27 @@ import pandas as pd
 import pytest
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from model import checkpoint
 from model import train as training
-from model.aqnet import AQNet, AQNetConfig
-from model.train import Recipe, Split, loss, pinball
-from model.windows import LEVELS, POLLUTANTS, Observations, normalisation
+from model.aqnet import BANDS, MODES, AQNet, AQNetConfig, Kriging
+from model.geometry import distance_matrix
+from model.train import Recipe, Split, leave_out, loss, pinball
+from model.windows import LEVELS, POLLUTANTS, Observations, Window, normalisation
 from pipeline import train as pipeline_train
 from pipeline.errors import InputError
 
-SIZES = {"neighbours": 8, "lead_hours": 6, "hidden": 8, "attention_heads": 2, "embedding": 2, "kriging_heads": 2}
-SHORT = Recipe(steps=3, windows=1, queries=8, check_every=3)
+SIZES = {"neighbours": 8, "near": 4, "lead_hours": 6, "tail_hours": 6, "history": 3}
+WIDTHS = {"hidden": 8, "attention_heads": 2, "embedding": 2, "head_hidden": 8}
+SHORT = Recipe(covariance_steps=4, covariance_hours=16, steps=5, windows=1)
 HOURS, STATIONS = 160, 33
 
 
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A small network on one thread; and torch as it was, afterwards."""
-    monkeypatch.setattr(training, "AQNetConfig", partial(AQNetConfig, head_hidden=8, **SIZES))
+    monkeypatch.setattr(training, "AQNetConfig", partial(AQNetConfig, **SIZES, **WIDTHS))
     monkeypatch.setattr(training, "THREADS", 1)
     before = torch.are_deterministic_algorithms_enabled()
     yield
@@ -47,11 +50,11 @@ def record(seed: int = 0) -> Observations:
     values = np.stack([np.expm1(z * share) for share in (1, 1.1, 0.7, 0.9, 1, 0.3)]).astype(np.float32)
     values *= rng.lognormal(0, 0.05, values.shape).astype(np.float32)
     values[rng.random(values.shape) < 0.1] = np.nan
-    return Observations(hours, values, lon, lat, rng.uniform(0, 300, STATIONS))
+    return Observations(hours, values, lon, lat, rng.uniform(0, 300, STATIONS), rng.uniform(-200, 200, (STATIONS, 4)))
 
 
 def split() -> Split:
-    return Split(slice(0, 90), slice(90, 130), np.array([f"city {s // 3}" for s in range(STATIONS)]))
+    return Split(slice(0, 90), np.array([f"city {s // 3}" for s in range(STATIONS)]))
 
 
 def run(seen: Observations, seed: int = 0, recipe: Recipe = SHORT) -> training.Trained:
@@ -63,10 +66,15 @@ def same(a: training.Trained, b: training.Trained) -> bool:
     return all(torch.equal(tensor, other[name]) for name, tensor in a.network.state_dict().items())
 
 
-def task(seed: int, network: AQNet | None = None, seen: Observations | None = None) -> training._Task:
-    """The task as training with `seed` draws it, its held-out cities among it."""
-    made = network or AQNet(training.AQNetConfig())
-    return training._Task(made, seen or record(), split(), np.random.default_rng(seed), SHORT)
+def untrained(seed: int = 0) -> AQNet:
+    torch.manual_seed(seed)
+    return AQNet(training.AQNetConfig())
+
+
+def task(seed: int, seen: Observations | None = None, recipe: Recipe = SHORT, net: AQNet | None = None):
+    """The task as training draws it; the network is the same whatever the record."""
+    made = net or untrained()
+    return training._Task(made, seen or record(), split(), np.random.default_rng(seed), recipe)
 
 
 def altered(seen: Observations, where: tuple[object, ...]) -> Observations:
@@ -86,112 +94,398 @@ def test_a_seed_makes_the_same_weights_and_another_does_not():
 
 
 def test_training_changes_every_weight_and_returns_a_network_in_evaluation_mode():
-    torch.manual_seed(0)
-    start = AQNet(training.AQNetConfig()).state_dict()
-    found = run(record())
+    start, found = untrained().state_dict(), run(record())
     assert not found.network.training
+    assert all(p.requires_grad for p in found.network.parameters())
+    assert all(torch.isfinite(tensor).all() for tensor in found.network.state_dict().values())
     kept = [name for name, tensor in found.network.state_dict().items() if torch.equal(tensor, start[name])]
     assert kept == []
 
 
-def test_the_recipe_and_normalisation_are_kept_with_the_network():
+def test_the_recipe_normalisation_and_loss_are_kept_with_the_network():
     found = run(record())
     assert Recipe(**found.recipe) == SHORT
-    mean, std = normalisation(record().values[:, :90])
-    assert (found.network.config.mean, found.network.config.std) == (mean, std)
+    assert (found.network.config.mean, found.network.config.std) == normalisation(record().values[:, :90])
+    assert [entry["step"] for entry in found.history] == [SHORT.steps]
+    assert all(np.isfinite(entry["loss"]) for entry in found.history)
 
 
 # ---- leaks ----
 
 
-def test_hours_after_validation_change_nothing():
-    assert same(run(record()), run(altered(record(), (slice(None), slice(130, None)))))
+def test_hours_after_the_training_hours_change_nothing():
+    assert same(run(record()), run(altered(record(), (slice(None), slice(90, None)))))
 
 
-def test_validation_hours_only_choose_where_to_stop():
-    """With one check there is nothing to choose."""
-    changed = altered(record(), (slice(None), slice(90, None)))
-    assert same(run(record()), run(changed))
-    assert run(record()).history != run(changed).history
+def test_hours_before_the_training_hours_change_nothing():
+    later = replace(split(), train=slice(60, 150))
+    whole, changed = record(), altered(record(), (slice(None), slice(0, 60)))
+    assert same(training.train(whole, later, 0, SHORT), training.train(changed, later, 0, SHORT))
 
 
-def test_held_out_cities_are_whole_and_drawn_by_the_seed():
-    city = split().city
-    for seed in range(5):
-        drawn = task(seed)
-        assert not set(city[drawn.learn]) & set(city[drawn.judge])
-        assert len(drawn.judge) == 3
-        assert sorted([*drawn.learn, *drawn.judge]) == list(range(STATIONS))
-    assert len({tuple(task(seed).judge) for seed in range(5)}) > 1
+def test_the_last_training_hour_counts():
+    assert not same(run(record()), run(altered(record(), (slice(None), slice(89, 90)))))
 
 
-def test_values_of_held_out_cities_are_never_learned_from(monkeypatch: pytest.MonkeyPatch):
-    """Apart from normalisation, which is held fixed here, a step sees nothing of them: weights stay the same bits."""
-    monkeypatch.setattr(training, "normalisation", lambda values: ((3.0,) * 6, (1.0,) * 6))
-    changed = altered(record(), (slice(None), slice(0, 90), task(0).judge))
-    assert same(run(record()), run(changed))
+def drawn(seed: int, seen: Observations, monkeypatch: pytest.MonkeyPatch) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    """Quantiles and means of a step, the truth they are held against, and its loss."""
+    said: list[Tensor] = []
+    truths: list[Tensor] = []
+
+    def spy(quantiles: Tensor, mean: Tensor, truth: Tensor, known: Tensor, recipe: Recipe) -> Tensor:
+        said.extend([quantiles.detach(), mean.detach()])
+        truths.append(truth)
+        return loss(quantiles, mean, truth, known, recipe)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "loss", spy)
+        total = task(seed, seen, replace(SHORT, windows=2)).draw()
+    return said, truths, total
 
 
-def test_held_out_stations_are_neither_neighbours_nor_queries_of_a_step(monkeypatch: pytest.MonkeyPatch):
-    seen: dict[bool, list[tuple[NDArray[np.int64], ...]]] = {True: [], False: []}
-    forward = training._Task._forward
-
-    def spy(self, hours, stations, queries, radius, alone):
-        seen[self.network.training].append((stations, queries))
-        return forward(self, hours, stations, queries, radius, alone)
-
-    monkeypatch.setattr(training._Task, "_forward", spy)
-    run(record(), recipe=replace(SHORT, steps=6))
-    judge = task(0).judge
-    assert len(seen[True]) == 6
-    for stations, queries in seen[True]:
-        assert not np.isin(judge, stations).any()
-        assert not np.isin(judge, queries).any()
-    for stations, queries in seen[False]:
-        assert not np.isin(judge, stations).any()
-        np.testing.assert_array_equal(queries, judge)
+@pytest.mark.parametrize("seed", range(8))
+def test_values_of_hidden_stations_change_no_estimate_of_their_step(seed: int, monkeypatch: pytest.MonkeyPatch):
+    """Neither through the encoder, nor through what neighbours say, nor through kriging; only the truth changes."""
+    seen, queries = task(seed)._partition()
+    unseen = np.setdiff1d(np.arange(STATIONS), seen)
+    assert set(queries) <= set(unseen)
+    before, truth, total = drawn(seed, record(), monkeypatch)
+    after, other, moved = drawn(seed, altered(record(), (slice(None), slice(None), unseen)), monkeypatch)
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(truth, other, strict=True))
+    assert total != moved
+    changed, _, _ = drawn(seed, altered(record(), (0, slice(None), seen[:3])), monkeypatch)
+    assert not any(torch.equal(a, b) for a, b in zip(before, changed, strict=True))
 
 
-def test_a_query_is_never_its_own_neighbour_and_nothing_within_its_radius_is():
-    made = task(0)
-    radius = np.where(np.arange(len(made.learn)) % 2, 200.0, -1.0)
-    nearest, km, enough = made._neighbours(made.learn, made.learn, radius)
-    between = made.between.numpy()
-    for q, station in enumerate(made.learn):
-        allowed = [s for s in made.learn if s != station and between[station, s] > radius[q]]
-        expected = sorted(allowed, key=lambda s: between[station, s])[:8]
-        assert enough[q] == (len(allowed) >= 8)
-        assert made.learn[nearest[q][: len(expected)]].tolist() == expected
-        np.testing.assert_allclose(km[q][: len(expected)], between[station, expected])
-    assert not enough.all()
+def test_both_modes_are_among_the_steps_above():
+    def mode(seed: int) -> str:
+        made = task(seed)
+        made._partition()
+        return MODES[int(made.rng.integers(len(MODES)))]
+
+    assert {mode(seed) for seed in range(8)} == set(MODES)
 
 
-def test_the_truth_at_a_query_is_not_among_its_inputs():
-    """The value of a query station's own hours may change: its estimate stays, the others' do not."""
-    made = task(0)
-    station = made.learn[:1]
-    alone = np.full(1, -1.0)
-    with torch.no_grad():
-        before = made._forward(slice(0, 30), made.learn, station, alone, False)[0]
-        made.observations = altered(made.observations, (slice(None), slice(None), station))
-        after = made._forward(slice(0, 30), made.learn, station, alone, False)[0]
-        made.observations = altered(made.observations, (slice(None), slice(None), made.learn[1:]))
-        other = made._forward(slice(0, 30), made.learn, station, alone, False)[0]
-    assert torch.equal(before, after)
-    assert not torch.equal(before, other)
+@pytest.mark.parametrize("thin", [0.0, 1.0])
+def test_a_step_hides_whole_cities_and_single_stations_and_asks_for_them(thin: float):
+    """Thinned-out stations are neither seen nor asked for."""
+    made, city = task(0, recipe=replace(SHORT, thin=thin)), split().city
+    whole = single = 0
+    for _ in range(60):
+        seen, queries = made._partition()
+        assert not set(seen) & set(queries)
+        assert len(seen) > SIZES["neighbours"]
+        hidden = {name for name in city[queries] if np.isin(np.flatnonzero(city == name), queries).all()}
+        assert len(hidden) >= 1
+        whole, single = whole + len(hidden), single + int((~np.isin(city[queries], list(hidden))).sum())
+        if thin == 0:
+            assert len(seen) + len(queries) == STATIONS
+    assert 60 <= whole < 60 * 5
+    assert single > 60
+
+
+def windows_of(monkeypatch: pytest.MonkeyPatch, call: Callable[[], object]) -> list[tuple[slice, NDArray[np.int64]]]:
+    """Hours and stations of every window that is read meanwhile."""
+    read: list[tuple[slice, NDArray[np.int64]]] = []
+    window = training.window
+
+    def spy(seen: Observations, hours: slice, stations: NDArray[np.int64], *scale: object) -> Window:
+        read.append((hours, stations))
+        return window(seen, hours, stations, *scale)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "window", spy)
+        call()
+    return read
+
+
+def test_every_window_lies_within_the_training_hours(monkeypatch: pytest.MonkeyPatch):
+    later = replace(split(), train=slice(40, 90))
+    recipe = replace(SHORT, steps=40)
+    read = windows_of(monkeypatch, lambda: training.train(record(), later, 0, recipe))
+    assert len(read) >= 40
+    assert min(hours.start for hours, _ in read) == 40
+    assert max(hours.stop for hours, _ in read) <= 90
+    lengths = {hours.stop - hours.start for hours, stations in read if len(stations) < STATIONS}
+    assert lengths == {6 + 24, 6 + 24 + 6}
 
 
 def test_pm2p5_alone_hides_every_other_pollutant():
-    made = task(0)
-    arguments = slice(0, 30), made.learn, made.learn[:2], np.full(2, -1.0)
-    changed = altered(made.observations, (slice(1, None),))
-    changed.values[1:, ::2] = np.nan
+    seen = np.arange(STATIONS)
+    for share, hidden in ((0.0, True), (1.0, False)):
+        made = task(0, recipe=replace(SHORT, other_pollutants=share))
+        for mode in MODES:
+            read = made._window(seen, mode)[1]
+            others = read.features[..., : 2 * (len(POLLUTANTS) - 1)]
+            assert bool((others == 0).all()) == hidden
+            assert read.z.abs().sum() > 0
+            assert (read.features[..., 2 * (len(POLLUTANTS) - 1) :] != 0).any()
+
+
+def test_a_share_of_the_windows_is_pm2p5_alone():
+    made = task(0, recipe=replace(SHORT, other_pollutants=0.75))
+    seen = np.arange(STATIONS)
+    alone = [bool((made._window(seen, "interim")[1].features[..., :10] == 0).all()) for _ in range(200)]
+    assert 25 < sum(alone) < 75
+
+
+# ---- leaving out ----
+
+
+def field(seed: int = 0, stations: int = 14, parts: int = 2, hours: int = 3):
+    """Distances, terrain, random covariances of `parts` bands, and values (R, S, T)."""
+    rng = np.random.default_rng(seed)
+    lon, lat = rng.uniform(113, 117, stations), rng.uniform(36, 39, stations)
+    between = torch.from_numpy(distance_matrix(lon, lat, lon, lat))
+    terrain = torch.from_numpy(rng.uniform(-1, 1, (stations, 5)))
+    torch.manual_seed(seed)
+    kriging = Kriging().double()
     with torch.no_grad():
-        before = [made._forward(*arguments, alone)[0] for alone in (True, False)]
-        made.observations = changed
-        after = [made._forward(*arguments, alone)[0] for alone in (True, False)]
-    assert torch.equal(before[0], after[0])
-    assert not torch.equal(before[1], after[1])
+        for parameter in kriging.parameters():
+            parameter += 0.3 * torch.randn_like(parameter)
+    return between, terrain, kriging, torch.from_numpy(rng.normal(0, 1, (parts, stations, hours)))
+
+
+def solved_again(matrix: NDArray[np.float64], nugget: float, x: NDArray[np.float64], block: NDArray[np.int64]):
+    """Residuals and error variances of ordinary kriging at the stations of a block from all others, one at a time."""
+    rest = np.setdiff1d(np.arange(len(matrix)), block)
+    n = len(rest)
+    system = np.block([[matrix[np.ix_(rest, rest)] + nugget * np.eye(n), np.ones((n, 1))], [np.ones((1, n)), 0.0]])
+    residual, variance = [], []
+    for s in block:
+        right = np.append(matrix[rest, s], 1.0)
+        weights = np.linalg.solve(system, right)
+        residual.append(x[s] - weights[:n] @ x[rest])
+        variance.append(matrix[s, s] + nugget - weights @ right)
+    return np.array(residual), np.array(variance)
+
+
+BLOCKS = {
+    "singles": [[s] for s in range(14)],
+    "cities": [[0, 5, 9], [1], [2, 3], [4, 6, 7], [8, 10], [11], [12, 13]],
+    "large": [[0, 1, 2, 3, 4, 5, 6, 7, 8], [9, 10, 11, 12, 13]],
+}
+
+
+@pytest.mark.parametrize("blocks", BLOCKS.values(), ids=BLOCKS)
+def test_leave_out_is_leaving_out_and_solving_again(blocks: list[list[int]]):
+    between, terrain, kriging, parts = field()
+    rows, groups = [1, 3], [np.array(block) for block in blocks]
+    with torch.no_grad():
+        matrix = kriging.covariance(between, terrain, terrain, rows)
+        nugget = kriging.log_nugget[rows].exp()
+        made = task(0)
+        made.between, made.terrain = between, terrain
+        system = made._systems(kriging, rows)
+        residual, variance = leave_out(system, parts, groups)
+    for r in range(2):
+        for block in groups:
+            expected, spread = solved_again(matrix[r].numpy(), nugget[r].item(), parts[r].numpy(), block)
+            np.testing.assert_allclose(residual[r, block], expected, atol=1e-6)
+            np.testing.assert_allclose(variance[r, block], spread, atol=1e-6)
+
+
+def test_a_station_left_out_alone_needs_no_block():
+    between, terrain, kriging, parts = field(1)
+    made = task(0)
+    made.between, made.terrain = between, terrain
+    with torch.no_grad():
+        system = made._systems(kriging, [0, 2])
+        alone = (system @ parts) / system.diagonal(dim1=1, dim2=2)[..., None]
+        singles = leave_out(system, parts, [np.array([s]) for s in range(14)])[0]
+    torch.testing.assert_close(alone, singles)
+    torch.testing.assert_close(system.sum(2), torch.zeros(2, 14, dtype=torch.float64), atol=1e-8, rtol=0)
+
+
+def test_blocks_are_the_cities():
+    assert sorted(block.tolist() for block in task(0).blocks) == [[s, s + 1, s + 2] for s in range(0, STATIONS, 3)]
+
+
+# ---- the covariances ----
+
+
+def correlated(between: NDArray[np.float64], reach: float, count: int, rng: np.random.Generator):
+    """Samples (count, S) of a Gaussian field of variance 1 whose covariance is exp(-d / reach)."""
+    lower = np.linalg.cholesky(np.exp(-between / reach) + 1e-6 * np.eye(len(between)))
+    return rng.normal(size=(count, len(between))) @ lower.T
+
+
+def known_field(fast: float, slow: float, stations: int = 60) -> tuple[Observations, Split]:
+    """PM2.5 whose hourly swings and whose level have covariances exp(-d / reach) of their own, km; towns of three."""
+    rng = np.random.default_rng(0)
+    lon, lat = (np.repeat(rng.uniform(a, a + 4, stations // 3), 3) for a in (113, 36))
+    lon, lat = lon + rng.normal(0, 0.08, stations), lat + rng.normal(0, 0.08, stations)
+    between = distance_matrix(lon, lat, lon, lat)
+    z = 4 + 0.5 * correlated(between, slow, 1, rng) + 0.4 * correlated(between, fast, HOURS, rng)
+    values = np.full((len(POLLUTANTS), HOURS, stations), np.nan, np.float32)
+    values[:] = z.clip(0.5) ** 3
+    city = np.array([f"town {s // 3}" for s in range(stations)])
+    seen = Observations(np.arange(430000, 430000 + HOURS), values, lon, lat, np.zeros(stations))
+    return seen, Split(slice(0, 150), city)
+
+
+def correlation(made: training._Task, row: int, km: float) -> float:
+    """Correlation of what two stations observe at a distance, nugget included."""
+    kriging, flat = made.network.knn.kriging, torch.zeros(1, 5)
+    with torch.no_grad():
+        there = kriging.covariance(torch.tensor([[km]]), flat, flat, [row])[0, 0, 0]
+        here = kriging.variance(flat, [row])[0, 0] + kriging.log_nugget[row].exp()
+    return float(there / here)
+
+
+def fitted(seen: Observations, part: Split, steps: int, mode: str = "interim") -> training._Task:
+    recipe = replace(SHORT, covariance_steps=steps, covariance_hours=48)
+    made = training._Task(untrained(), seen, part, np.random.default_rng(0), recipe)
+    made.fit_bands(mode)
+    return made
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_fit_learns_which_band_reaches_how_far(mode: str):
+    """Hourly swings are given the longer reach, against the starting point: at 100 km the order turns round."""
+    seen, part = known_field(fast=600.0, slow=25.0)
+    first = BANDS * MODES.index(mode)
+    start, found = fitted(seen, part, 0, mode), fitted(seen, part, 80, mode)
+    assert correlation(start, first, 100.0) < correlation(start, first + BANDS - 1, 100.0)
+    assert correlation(found, first, 100.0) > correlation(found, first + BANDS - 1, 100.0) + 0.2
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_fit_lowers_the_error_at_stations_left_out(mode: str):
+    """To that of the covariances which the field was drawn from, or below: it is the errors that are fitted."""
+    seen, part = known_field(fast=300.0, slow=40.0)
+    first = BANDS * MODES.index(mode)
+    rows = list(range(first, first + BANDS))
+    start, found, truth = (fitted(seen, part, steps, mode) for steps in (0, 120, 0))
+    kriging = truth.network.knn.kriging
+    with torch.no_grad():
+        kriging.shape[rows], kriging.log_sill[rows] = 0.0, torch.tensor([0.0, -20.0])
+        kriging.log_nugget[rows], kriging.log_drift[rows] = float(np.log(1e-4)), -20.0
+        kriging.log_range[rows] = torch.tensor([300.0, 300.0, 300.0, 40.0]).log()[:, None]
+        parts, valid = start._parts(mode)
+        losses = [
+            float(made._left_out_loss(made.network.knn.kriging, rows, parts.double(), valid))
+            for made in (start, found, truth)
+        ]
+    assert losses[1] < 0.97 * losses[0]
+    assert losses[1] < 1.02 * losses[2]
+
+
+def test_variances_are_scaled_to_the_errors_at_stations_left_out():
+    seen, part = known_field(fast=300.0, slow=40.0)
+    made = fitted(seen, part, 10)
+    rows = list(range(BANDS))
+    parts, valid = made._parts("interim")
+    with torch.no_grad():
+        kriging = made.network.knn.kriging
+        residual, unit = leave_out(made._systems(kriging, rows), parts.double(), made.blocks)
+        scaled = (kriging.log_scale[rows].exp()[:, None] * unit).sum(0).mean()
+    hours = slice(None, None, 23)
+    squared = residual.sum(0)[:, hours][valid[:, hours]].pow(2).mean()
+    assert float(scaled) == pytest.approx(float(squared), rel=1e-3)
+
+
+def test_parts_add_up_to_z_where_it_was_observed():
+    made = task(0)
+    for mode in MODES:
+        parts, valid = made._parts(mode)
+        assert parts.shape == (BANDS, STATIONS, 90)
+        truth = made.truth[:, :90]
+        assert torch.equal(valid, torch.isfinite(truth))
+        torch.testing.assert_close(parts.sum(0)[valid], truth[valid] ** (1 / 3), atol=1e-3, rtol=0)
+
+
+def test_a_field_of_one_value_is_estimated_without_error():
+    made = task(0)
+    parts, valid = torch.full((1, STATIONS, 4), 3.0, dtype=torch.float64), torch.ones(STATIONS, 4, dtype=torch.bool)
+    with torch.no_grad():
+        found = made._left_out_loss(made.network.knn.kriging, [8], parts, valid)
+    assert float(found) == pytest.approx(0, abs=1e-6)
+
+
+# ---- the second stage ----
+
+
+def mean_loss(net: AQNet, seed: int = 77, draws: int = 30) -> float:
+    """Mean loss of the same steps for any network."""
+    made = task(seed, net=net)
+    with torch.no_grad():
+        return float(np.mean([made.draw().item() for _ in range(draws)]))
+
+
+def test_the_second_stage_lowers_the_loss():
+    recipe = replace(SHORT, covariance_steps=20, steps=80, learning_rate=1e-2)
+    first, both = run(record(), recipe=replace(recipe, steps=0)), run(record(), recipe=recipe)
+    assert mean_loss(both.network) < 0.95 * mean_loss(first.network)
+
+
+def test_the_second_stage_leaves_the_covariances_as_they_are():
+    first, both = (run(record(), recipe=replace(SHORT, steps=steps)).network.knn.kriging for steps in (0, 5))
+    for name, tensor in both.state_dict().items():
+        assert torch.equal(tensor, first.state_dict()[name]), name
+
+
+def test_the_network_returned_is_the_average_of_the_last_steps():
+    made = task(0, recipe=replace(SHORT, steps=10, averaged=0.3))
+    states = [
+        {name: tensor.clone() for name, tensor in made.network.state_dict().items()} for _ in training._steps(made)
+    ]
+    assert len(states) == 10
+    for name, tensor in made.network.state_dict().items():
+        expected = torch.stack([state[name] for state in states[7:]]).mean(0)
+        torch.testing.assert_close(tensor, expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_even_a_few_steps_are_kept(steps: int):
+    made = task(0, recipe=replace(SHORT, steps=steps))
+    before = {name: tensor.clone() for name, tensor in made.network.state_dict().items()}
+    assert len(list(training._steps(made))) == steps
+    assert not torch.equal(made.network.head.mlp[0].weight, before["head.mlp.0.weight"])
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2, 5, 7, 10])
+def test_any_number_of_steps_works(steps: int):
+    found = run(record(), recipe=replace(SHORT, covariance_steps=steps, steps=steps))
+    assert all(torch.isfinite(tensor).all() for tensor in found.network.state_dict().values())
+
+
+# ---- what cannot be trained on ----
+
+
+def test_too_few_stations_are_refused():
+    few = training.visible_only(record(), np.arange(8))
+    with pytest.raises(ValueError, match="expected more than 8 stations; found 8"):
+        training.train(few, Split(slice(0, 90), split().city[:8]), 0, SHORT)
+
+
+@pytest.mark.parametrize("stations", [9, 10, 12])
+def test_one_station_more_than_neighbours_is_enough(stations: int):
+    few = training.visible_only(record(), np.arange(stations))
+    found = training.train(few, Split(slice(0, 90), split().city[:stations]), 0, replace(SHORT, steps=30))
+    assert np.isfinite(found.history[-1]["loss"])
+
+
+def test_too_few_hours_are_refused():
+    with pytest.raises(ValueError, match="expected more than 36 hours; found 36"):
+        training.train(record(), Split(slice(10, 46), split().city), 0, SHORT)
+
+
+def test_one_city_is_refused():
+    """Nothing is left to estimate it from."""
+    with pytest.raises(ValueError, match="expected stations of two or more cities; found 1"):
+        training.train(record(), Split(slice(0, 90), np.full(STATIONS, "Beijing")), 0, SHORT)
+
+
+def test_visible_only_takes_every_array_of_the_stations():
+    chosen = np.array([5, 2])
+    found, whole = training.visible_only(record(), chosen), record()
+    np.testing.assert_array_equal(found.values, whole.values[:, :, chosen])
+    for name in ("lon", "lat", "elevation", "relief"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(whole, name)[chosen])
+    np.testing.assert_array_equal(found.hours, whole.hours)
+    assert training.visible_only(replace(whole, relief=None), chosen).relief is None
 
 
 # ---- loss ----
@@ -245,43 +539,6 @@ def test_a_stray_early_step_stays_finite():
     found.backward()
     assert torch.isfinite(found)
     assert torch.isfinite(quantiles.grad).all()
-
-
-# ---- it learns ----
-
-
-def test_thirty_steps_on_an_easy_field_lower_the_loss_where_it_is_judged():
-    recipe = Recipe(steps=30, windows=1, queries=24, check_every=10, learning_rate=1e-2)
-    found = run(record(), recipe=recipe)
-    torch.manual_seed(0)
-    untrained = task(0, AQNet(found.network.config)).validate()
-    assert min(entry["validation"] for entry in found.history) < 0.8 * untrained
-    assert found.history[-1]["loss"] < found.history[0]["loss"]
-
-
-def test_the_network_returned_is_the_best_of_the_checks():
-    """A learning rate that ruins the network shows whether the last or the best is kept."""
-    recipe = Recipe(steps=12, windows=1, queries=16, check_every=2, learning_rate=0.3)
-    found = run(record(), recipe=recipe)
-    scores = [entry["validation"] for entry in found.history]
-    assert [entry["step"] for entry in found.history] == [2, 4, 6, 8, 10, 12]
-    assert scores[-1] > min(scores)
-    assert task(0, found.network).validate() == pytest.approx(min(scores), rel=1e-5)
-
-
-def test_too_few_stations_are_refused():
-    few = training.visible_only(record(), np.arange(9))
-    with pytest.raises(ValueError, match="expected more than 8 stations; found 6"):
-        training.train(few, Split(slice(0, 90), slice(90, 130), split().city[:9]), 0, SHORT)
-
-
-def test_visible_only_takes_every_array_of_the_stations():
-    chosen = np.array([5, 2])
-    found, whole = training.visible_only(record(), chosen), record()
-    np.testing.assert_array_equal(found.values, whole.values[:, :, chosen])
-    for name in ("lon", "lat", "elevation"):
-        np.testing.assert_array_equal(getattr(found, name), getattr(whole, name)[chosen])
-    np.testing.assert_array_equal(found.hours, whole.hours)
 
 
 # ---- from the archive to the weights ----
@@ -338,9 +595,47 @@ def test_hidden_stations_and_test_hours_never_reach_the_weights(tmp_path: Path):
     described, other = (json.loads(path.with_suffix(".json").read_text())["training"] for path in paths[:2])
     assert described["history"] == other["history"]
     assert described["digests"]["observations"] != other["digests"]["observations"]
-    assert (described["seed"], described["visible_stations"], described["train_hours"]) == (3, 24, 90)
+    assert (described["seed"], described["stations"], described["hours"]) == (3, 24, 90)
+    assert not described["everything"]
     assert described["recipe"]["steps"] == 2
     assert checkpoint.load(paths[0]).config.neighbours == 8
+
+
+def test_production_weights_learn_from_everything(tmp_path: Path):
+    """Hidden stations and test hours among it; another name keeps them apart from those that are scored."""
+
+    def change(station: slice, hours: slice) -> Callable[[NDArray[np.float64]], None]:
+        def alter(values: NDArray[np.float64]) -> None:
+            values[hours, :, station] += 50
+
+        return alter
+
+    paths = []
+    for name, changed in (("a", None), ("b", change(HIDDEN, slice(0, 9))), ("c", change(VISIBLE, slice(150, 168)))):
+        files = archive(tmp_path / name, changed)
+        out = tmp_path / f"out {name}"
+        paths.append(pipeline_train.train(**files, out=out, seed=0, steps=2, everything=True))
+    assert {path.name for path in paths} == {"aqnet.safetensors"}
+    assert len({path.read_bytes() for path in paths}) == 3
+    described = json.loads(paths[0].with_suffix(".json").read_text())["training"]
+    assert (described["stations"], described["hours"], described["everything"]) == (30, 168, True)
+
+
+def test_stations_without_a_city_are_cities_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    files = archive(tmp_path / "a")
+    listed = pd.read_csv(files["stations"], dtype=str)
+    listed.loc[:4, "city"] = None
+    listed.to_csv(files["stations"], index=False)
+    splits: list[Split] = []
+
+    def spy(seen: Observations, given: Split, seed: int, recipe: Recipe) -> training.Trained:
+        splits.append(given)
+        return training.Trained(untrained())
+
+    monkeypatch.setattr(training, "train", spy)
+    pipeline_train.train(**files, out=tmp_path / "out", seed=0)
+    assert len(set(splits[0].city[:5])) == 5
+    assert len(set(splits[0].city)) == 5 + len({f"c{i // 3}" for i in range(5, 24)})
 
 
 def test_a_station_list_without_cities_is_refused(tmp_path: Path):

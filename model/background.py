@@ -21,12 +21,13 @@ Shapes: T hours, S stations, Q points, J covariates, L window hours, G groups of
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 from torch import Tensor
 
 from model.aqnet import AQNet, Channels, bands_of, fill
@@ -76,10 +77,11 @@ class Fit(NamedTuple):
 
 
 class _Drift(NamedTuple):
-    """What a piece of a day needs: `fit`, the covariates' `channels` (one a covariate), `limit` (J, T), `reach` km."""
+    """What a piece of a day needs: `bands` are of each covariate less `centre` (J,); `limit` (J, T); `reach` km."""
 
     fit: Fit
-    channels: list[Channels]
+    bands: list[Float]
+    centre: Float
     limit: Float
     reach: float
 
@@ -134,82 +136,107 @@ class Drifting(Interpolator):
             raise ValueError(f"expected levels with the median, 0.5, among them; found {levels}")
         super().__init__(network, observations, points, levels, mode)
         self.covariates, self.middle = covariates, levels.index(0.5)
-        self._here: tuple[slice, Float] | None = None  # covariates at the points in the hours of a day
-        self._drift: _Drift
+        self._moves: list[tuple[slice, Float, Float]] = []  # of the pieces of a day
+
+    def __call__(self, hours: slice) -> Block:
+        """Estimate the hours of one UTC day, as `Interpolator` does, and move them."""
+        self._moves.clear()
+        block = super().__call__(hours)
+        mean, quantiles = block.mean.copy(), block.quantiles.copy()
+        for piece, shift, ratio in self._moves:
+            moved, at = move(quantiles[:, piece], mean[piece], shift, ratio, self.middle), np.isfinite(shift)
+            quantiles[:, piece] = np.where(at, moved[0], quantiles[:, piece])
+            mean[piece] = np.where(at, moved[1], mean[piece])
+        return replace(block, mean=mean, quantiles=quantiles)
 
     def _encode(self, hours: slice, piece: slice, stations: NDArray[np.int64]) -> Channels:
-        self._drift = self._fit(hours, piece, stations)
+        """As `Interpolator`; the layout, which knows the piece's stations now, also moves the covariates' bands."""
+        here = self.covariates.points(slice(hours.start + piece.start, hours.start + piece.stop))
+        self._moves.append((piece, *self._move(self._fit(hours, piece, stations), here, stations)))
         return super()._encode(hours, piece, stations)
-
-    def _estimate(self, channels: Channels, start: int, piece: slice, rows: slice) -> tuple[Float, Float]:
-        quantiles, mean = super()._estimate(channels, start, piece, rows)
-        shift, ratio = self._move(slice(start + piece.start, start + piece.stop), rows)
-        moved, at = move(quantiles, mean, shift, ratio, self.middle), np.isfinite(shift)
-        return np.where(at, moved[0], quantiles), np.where(at, moved[1], mean)
 
     def _fit(self, hours: slice, piece: slice, stations: NDArray[np.int64]) -> _Drift:
         """Fit the coefficients on the window of a piece, and prepare the covariates at stations."""
-        span, two_sided = self._window(hours), self.mode == "final"
-        end = span.stop if two_sided else hours.start + piece.stop
-        z, x = self._read(slice(span.start, end), stations)
+        span = self._window(hours)
+        end = span.stop if self.mode == "final" else hours.start + piece.stop
+        z, x, centre = self._read(slice(span.start, end), stations)
         own = slice(hours.start - span.start + piece.start, hours.start - span.start + piece.stop)
-        groups = boxes(self.observations.lon[stations], self.observations.lat[stations])
-        u = [[fill(w, around, two_sided)[1] for w in x] for around in self.layout.around]
-        e = [fill(z, around, two_sided)[1] for around in self.layout.around]
-        known = torch.stack([w.valid for w in x]).all(0)
-        products = [_products(torch.stack([*u[w], e[w]], -1), known, groups) for w in range(2)]
-        sums = [_over_time(p, own, two_sided) for p in products]
-        count = _over_time(known.sum(0).double().numpy(), own, two_sided)
-        squares = np.einsum("tgii->it", sums[1])[:-1] / np.maximum(count, 1.0)
-        channels = [self._channels(w, own) for w in x]
-        return _Drift(fit(np.stack(sums)), channels, FARTHEST_DEPARTURE * np.sqrt(squares), self._reach(stations))
+        sums, limit = self._regress(z, x, boxes(*self._where(stations)), own)
+        return _Drift(fit(sums), [self._bands(w, own) for w in x], centre, limit, self._reach(stations))
 
-    def _read(self, hours: slice, stations: NDArray[np.int64]) -> tuple[Window, list[Window]]:
-        """Windows (S, L) of z, and of each covariate where z is valid and it is known; hours may leave the record."""
+    def _read(self, hours: slice, stations: NDArray[np.int64]) -> tuple[Window, list[Window], Float]:
+        """Windows (S, L) of z and, where z is valid and they are known, of covariates less `centre` (J,).
+
+        Hours may leave the record. A covariate is centred on its first known value, so that what differs from place to
+        place is not lost in the rounding of a large number (a pressure in Pa) and a constant is 0.
+        """
         inside = slice(max(hours.start, 0), min(hours.stop, len(self.observations.hours)))
         edge = (inside.start - hours.start, hours.stop - inside.stop)
 
-        def read(values_TS: Float) -> Tensor:
-            part = np.asarray(values_TS[inside][:, stations], np.float32).T
+        def read(values_TS: Float, centre: float = 0.0) -> Tensor:
+            part = (values_TS[inside][:, stations] - centre).T.astype(np.float32)
             return torch.from_numpy(np.pad(part, ((0, 0), edge), constant_values=np.nan))
 
         z = to_z(read(self.observations.values[0]))
-        return _window(z), [_window(torch.where(z.isfinite(), read(x), np.nan)) for x in self.covariates.stations]
+        centre = np.array([_first(x[inside][:, stations]) for x in self.covariates.stations])
+        given = [read(x, c) for x, c in zip(self.covariates.stations, centre, strict=True)]
+        return _window(z), [_window(torch.where(z.isfinite(), x, np.nan)) for x in given], centre
 
-    def _channels(self, x: Window, own: slice) -> Channels:
-        """A covariate as if it were z: gaps filled, parted into bands."""
+    def _regress(self, z: Window, x: list[Window], groups: NDArray[np.int64], own: slice) -> tuple[Float, Float]:
+        """Sums of products (W, T, G, M, M) of departures, and the largest of the covariates' that count, (J, T)."""
+        two_sided, known, sums = self.mode == "final", torch.stack([w.valid for w in x]).all(0), []
+        for around in self.layout.around:
+            departures = torch.stack([fill(w, around, two_sided)[1] for w in (*x, z)], dim=-1)
+            sums.append(_over_time(_products(departures, known, groups), own, two_sided))
+        count = _over_time(known.sum(0).double().numpy(), own, two_sided)
+        squares = np.einsum("tgii->it", sums[-1])[:-1] / np.maximum(count, 1.0)
+        return np.stack(sums), FARTHEST_DEPARTURE * np.sqrt(squares)
+
+    def _bands(self, x: Window, own: slice) -> Float:
+        """A covariate as if it were z, (S, T, B): gaps filled, parted into bands."""
         filled = fill(x, self.layout.around[0], self.mode == "final")[0]
-        bands = bands_of(filled, x.valid.any(0), self.mode)[:, own]
-        nothing = bands[..., 0] * 0
-        return Channels(bands, nothing[..., None], nothing, nothing)
+        return bands_of(filled, x.valid.any(0), self.mode)[:, own].numpy()
 
     def _reach(self, stations: NDArray[np.int64]) -> float:
         """Median distance of a station to the next, km."""
-        lon, lat = self.observations.lon[stations], self.observations.lat[stations]
-        return float(np.median(neighbours(lon, lat, lon, lat, 2)[1][:, -1]))
+        here = self._where(stations)
+        return float(np.median(neighbours(*here, *here, 2)[1][:, -1]))
 
-    def _move(self, hours: slice, rows: slice) -> tuple[Float, Float]:
-        """By how much z moves (T, rows), NaN where it does not, and the factor of the interval's width (T, rows)."""
-        drift, here = self._drift, self._at_points(hours)[:, :, rows]
-        far = farness(self.layout.km[rows, 0], drift.reach)
-        beta, ratio = (part[0] * (1 - far) + part[1] * far for part in _query_last(drift.fit))
+    def _where(self, stations: NDArray[np.int64]) -> tuple[Float, Float]:
+        return self.observations.lon[stations], self.observations.lat[stations]
+
+    def _move(self, drift: _Drift, here: Float, stations: NDArray[np.int64]) -> tuple[Float, Float]:
+        """By how much z moves (T, Q), NaN where it does not, and the factor of the interval's width (T, Q)."""
+        far = farness(self.layout.cells.km[:, 0], drift.reach)
+        beta, ratio = (part[0] * (1 - far) + part[1] * far for part in _points_last(drift.fit))
         shift = np.zeros(here.shape[1:])
-        for j, channels in enumerate(drift.channels):
-            said = self.layout.sums(channels, rows).bands.sum(-1).T.numpy()
-            limit = drift.limit[j][:, None]
-            shift += beta[j] * np.clip(here[j] - said, -limit, limit)
+        for j, bands in enumerate(drift.bands):
+            away, limit = here[j] - drift.centre[j] - self._said(bands, stations), drift.limit[j][:, None]
+            shift += beta[j] * np.clip(away, -limit, limit)
         return np.where((beta == 0).all(axis=0), np.nan, shift), ratio[0]
 
-    def _at_points(self, hours: slice) -> Float:
-        """Covariates at all points (J, T, Q); those of the last hours asked for are kept."""
-        if self._here is None or self._here[0] != hours:
-            self._here = hours, self.covariates.points(hours)
-        return self._here[1]
+    def _said(self, bands_STB: Float, stations: NDArray[np.int64]) -> Float:
+        """What the network's weights make of bands at the reporting stations, (T, Q)."""
+        cells = self.layout.cells
+        (Q, K), S = cells.index.shape, len(self.observations.lon)
+        whole, starts = np.zeros((S, *bands_STB.shape[1:]), np.float32), np.arange(0, Q * K + 1, K)
+        whole[stations] = bands_STB
+        said = np.zeros((Q, whole.shape[1]))
+        for b in range(whole.shape[2]):
+            weights = csr_array((cells.bands[:, b].ravel(), cells.index.ravel(), starts), shape=(Q, S))
+            said += weights @ whole[:, :, b]
+        return said.T
 
 
-def _query_last(fitted: Fit) -> tuple[Float, Float]:
+def _points_last(fitted: Fit) -> tuple[Float, Float]:
     """Coefficients (W, J, T, 1) and ratios (W, 1, T, 1), to be blended along the points."""
     return fitted.beta.transpose(0, 2, 1)[..., None], fitted.ratio[:, None, :, None]
+
+
+def _first(x: Float) -> float:
+    """First known value, hour by hour; 0 without any."""
+    known = np.flatnonzero(np.isfinite(x.ravel()))
+    return float(x.flat[known[0]]) if len(known) else 0.0
 
 
 def _window(x: Tensor) -> Window:

@@ -193,6 +193,10 @@ class Sampler:
     def __init__(self, fields: Sequence[Field], lon: Places, lat: Places, two_sided: bool = False) -> None:
         self.fields, self.two_sided, self.count = fields, two_sided, len(lon)
         self._places = [_bind(field, lon, lat) for field in fields]
+        self._fixed = [
+            _at(places, _read(field, places, None)) if field.times is None else None
+            for field, places in zip(fields, self._places, strict=True)
+        ]
         self.asked, self.unknown = 0, 0
 
     def __call__(self, hours: Index) -> NDArray[np.float32]:
@@ -201,7 +205,8 @@ class Sampler:
         for j, (field, places) in enumerate(zip(self.fields, self._places, strict=True)):
             for start in range(0, len(hours), _CHUNK):
                 part = slice(start, start + _CHUNK)
-                out[j, part] = _values(field, places, hours[part], self.two_sided)
+                fixed = self._fixed[j]
+                out[j, part] = _values(field, places, hours[part], self.two_sided) if fixed is None else fixed
         self.asked += out[0].size if len(out) else 0
         self.unknown += int(np.isnan(out).any(axis=0).sum())
         return out
@@ -210,7 +215,7 @@ class Sampler:
         """Log how many values were unknown so far, of `what`."""
         if self.unknown:
             names = ", ".join(field.spec.variable for field in self.fields)
-            text = "covariates (%s) are unknown at %d of %d %s, which are estimated without"
+            text = "covariates (%s) are unknown at %d of %d %s, which are made without any"
             log.warning(text, names, self.unknown, self.asked, what)
 
 
@@ -267,8 +272,6 @@ def _between(axis: Float, at: Float) -> tuple[Index, Float, NDArray[np.bool_]]:
 def _values(field: Field, places: _Places, hours: Index, two_sided: bool) -> Float:
     """Values (T, N)."""
     before, after, share = _when(field, hours, two_sided)
-    if field.times is None:
-        return np.broadcast_to(_at(places, _read(field, places, None)), (len(hours), places.weights.shape[0]))
     out = np.full((len(hours), places.weights.shape[0]), np.nan)
     known = before >= 0
     if known.any():
@@ -330,7 +333,7 @@ def _open(spec: Covariate) -> xr.Dataset:
     """Open with scale factors and fill values applied, times left as numbers."""
     try:
         if spec.path.is_dir():
-            return xr.open_zarr(spec.path, decode_times=False, chunks=None)
+            return xr.open_zarr(spec.path, decode_times=False, consolidated=False, chunks=None)
         return xr.open_dataset(spec.path, decode_times=False)
     except (OSError, ValueError, RuntimeError, KeyError) as problem:
         first = str(problem).splitlines()[0] if str(problem) else type(problem).__name__

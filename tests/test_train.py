@@ -6,7 +6,7 @@ import itertools
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +61,12 @@ def run(seen: Observations, seed: int = 0, recipe: Recipe = SHORT) -> training.T
     return training.train(seen, split(), seed, recipe)
 
 
+@cache
+def unchanged() -> training.Trained:
+    """Trained on the record as it is, for what is compared with it."""
+    return run(record())
+
+
 def same(a: training.Trained, b: training.Trained) -> bool:
     other = b.network.state_dict()
     return all(torch.equal(tensor, other[name]) for name, tensor in a.network.state_dict().items())
@@ -94,7 +100,7 @@ def test_a_seed_makes_the_same_weights_and_another_does_not():
 
 
 def test_training_changes_every_weight_and_returns_a_network_in_evaluation_mode():
-    start, found = untrained().state_dict(), run(record())
+    start, found = untrained().state_dict(), unchanged()
     assert not found.network.training
     assert all(p.requires_grad for p in found.network.parameters())
     assert all(torch.isfinite(tensor).all() for tensor in found.network.state_dict().values())
@@ -103,7 +109,7 @@ def test_training_changes_every_weight_and_returns_a_network_in_evaluation_mode(
 
 
 def test_the_recipe_normalisation_and_loss_are_kept_with_the_network():
-    found = run(record())
+    found = unchanged()
     assert Recipe(**found.recipe) == SHORT
     assert (found.network.config.mean, found.network.config.std) == normalisation(record().values[:, :90])
     assert [entry["step"] for entry in found.history] == [SHORT.steps]
@@ -114,7 +120,7 @@ def test_the_recipe_normalisation_and_loss_are_kept_with_the_network():
 
 
 def test_hours_after_the_training_hours_change_nothing():
-    assert same(run(record()), run(altered(record(), (slice(None), slice(90, None)))))
+    assert same(unchanged(), run(altered(record(), (slice(None), slice(90, None)))))
 
 
 def test_hours_before_the_training_hours_change_nothing():
@@ -124,7 +130,7 @@ def test_hours_before_the_training_hours_change_nothing():
 
 
 def test_the_last_training_hour_counts():
-    assert not same(run(record()), run(altered(record(), (slice(None), slice(89, 90)))))
+    assert not same(unchanged(), run(altered(record(), (slice(None), slice(89, 90)))))
 
 
 def drawn(seed: int, seen: Observations, monkeypatch: pytest.MonkeyPatch) -> tuple[list[Tensor], list[Tensor], Tensor]:
@@ -202,9 +208,9 @@ def windows_of(monkeypatch: pytest.MonkeyPatch, call: Callable[[], object]) -> l
 
 def test_every_window_lies_within_the_training_hours(monkeypatch: pytest.MonkeyPatch):
     later = replace(split(), train=slice(40, 90))
-    recipe = replace(SHORT, steps=40)
+    recipe = replace(SHORT, steps=25)
     read = windows_of(monkeypatch, lambda: training.train(record(), later, 0, recipe))
-    assert len(read) >= 40
+    assert len(read) >= 25
     assert min(hours.start for hours, _ in read) == 40
     assert max(hours.stop for hours, _ in read) <= 90
     lengths = {hours.stop - hours.start for hours, stations in read if len(stations) < STATIONS}
@@ -407,17 +413,20 @@ def test_a_field_of_one_value_is_estimated_without_error():
 # ---- the second stage ----
 
 
-def mean_loss(net: AQNet, seed: int = 77, draws: int = 30) -> float:
-    """Mean loss of the same steps for any network."""
-    made = task(seed, net=net)
+def mean_loss(net: AQNet, seen: Observations) -> float:
+    """Mean loss of the same twenty steps for any network."""
+    made = task(77, seen, net=net)
     with torch.no_grad():
-        return float(np.mean([made.draw().item() for _ in range(draws)]))
+        return float(np.mean([made.draw().item() for _ in range(20)]))
 
 
 def test_the_second_stage_lowers_the_loss():
-    recipe = replace(SHORT, covariance_steps=20, steps=80, learning_rate=1e-2)
-    first, both = run(record(), recipe=replace(recipe, steps=0)), run(record(), recipe=recipe)
-    assert mean_loss(both.network) < 0.95 * mean_loss(first.network)
+    """Where a tenth of the values is a spike that no neighbour shows: kriging alone hands it on."""
+    seen = record()
+    seen.values[0][np.random.default_rng(5).random(seen.values[0].shape) < 0.1] *= 8
+    recipe = replace(SHORT, covariance_steps=10, learning_rate=3e-2)
+    first, both = (run(seen, recipe=replace(recipe, steps=steps)).network for steps in (0, 40))
+    assert mean_loss(both, seen) < 0.94 * mean_loss(first, seen)
 
 
 def test_the_second_stage_leaves_the_covariances_as_they_are():
@@ -463,7 +472,7 @@ def test_too_few_stations_are_refused():
 @pytest.mark.parametrize("stations", [9, 10, 12])
 def test_one_station_more_than_neighbours_is_enough(stations: int):
     few = training.visible_only(record(), np.arange(stations))
-    found = training.train(few, Split(slice(0, 90), split().city[:stations]), 0, replace(SHORT, steps=30))
+    found = training.train(few, Split(slice(0, 90), split().city[:stations]), 0, replace(SHORT, steps=20))
     assert np.isfinite(found.history[-1]["loss"])
 
 

@@ -25,8 +25,8 @@ from pipeline.sources import table
 
 log = logging.getLogger("aqnet")
 
-#: Hours before a UTC day that its estimates depend on, at most.
-LEAD_HOURS = 48
+#: Hours before a UTC day that its estimates depend on, at most, and of the final stream hours after it.
+LEAD_HOURS = TAIL_HOURS = 48
 
 #: Published quantiles and the variables they go to.
 QUANTILES = {"pm2p5_p05": 0.05, "pm2p5_p50": 0.5, "pm2p5_p95": 0.95}
@@ -59,17 +59,21 @@ def load(weights: Path | None = None) -> Network:
         network = Network(checkpoint.load(path), checkpoint.digest(path))
     except ValueError as problem:
         raise ConfigError(str(problem)) from problem
-    if network.aqnet.config.lead_hours > LEAD_HOURS:
-        found = network.aqnet.config.lead_hours
-        raise ConfigError(f"{path}: expected a network that looks back {LEAD_HOURS} hours or less; found {found}")
+    for way, found in (("back", network.aqnet.config.lead_hours), ("ahead", network.aqnet.config.tail_hours)):
+        if found > LEAD_HOURS:
+            raise ConfigError(f"{path}: expected a network that looks {way} {LEAD_HOURS} hours or less; found {found}")
     return network
 
 
-def estimator(network: Network, known: Sequence[covariates.Field] = ()) -> Callable[[Observations, Points], Estimate]:
+def estimator(
+    network: Network, known: Sequence[covariates.Field] = (), mode: str = "interim"
+) -> Callable[[Observations, Points], Estimate]:
     """The network, with covariates where there are any, as an estimator like those of `model.baseline`."""
     if not known:
-        return partial(infer.estimate, network.aqnet)
-    return lambda record, places: background.estimate(network.aqnet, record, places, _sample(record, places, known)[0])
+        return partial(infer.estimate, network.aqnet, mode=mode)
+    return lambda record, places: background.estimate(
+        network.aqnet, record, places, _sample(record, places, known)[0], mode
+    )
 
 
 def observations(cube: xr.Dataset) -> Observations:
@@ -92,16 +96,19 @@ def fields(
     end: np.datetime64,
     network: Network,
     known: Sequence[covariates.Field] = (),
+    stream: str = "interim",
 ) -> Iterator[xr.Dataset]:
     """Estimate every land cell, one UTC day at a time, so that memory does not grow with the period.
 
     Parameters
     ----------
-    cube : flagged StationCube over [start, end) and the `LEAD_HOURS` before.
+    cube : flagged StationCube over [start, end) and the `LEAD_HOURS` before; for the final stream the hours up to
+        `last_used` of the end, as far as there are any.
     grid : target grid.
     start, end : hours to make, UTC, half open.
     network : from `load`.
     known : covariates, see `model.background`; without any, nothing of that is run.
+    stream : ``interim`` or ``final``.
 
     Yields
     ------
@@ -109,24 +116,29 @@ def fields(
         The hours of a UTC day as `pipeline.contract.check_cube` wants them; float fields are NaN at sea.
     """
     check_station_cube(cube)
-    record = observations(cube.sel(time=slice(None, end - HOUR)))
+    record = observations(cube.sel(time=slice(None, last_used(end, stream) - HOUR)))
     land = grid.land.ravel()
     places = Points(*(axis[land] for axis in grid.points()))
-    first = int(np.searchsorted(cube["time"].values, start.astype(cube["time"].dtype)))
-    for block in _blocks(network, record, places, first, known):
-        yield _field(block, cube["time"].values[block.hours], grid, land)
+    first, stop = (int(n) for n in np.searchsorted(cube["time"].values, np.array([start, end], cube["time"].dtype)))
+    for block in _blocks(network, record, places, slice(first, stop), known, stream):
+        yield _field(block, cube["time"].values[block.hours], grid, land, stream)
 
 
 def _blocks(
-    network: Network, record: Observations, places: Points, first: int, known: Sequence[covariates.Field]
+    network: Network,
+    record: Observations,
+    places: Points,
+    hours: slice,
+    known: Sequence[covariates.Field],
+    mode: str = "interim",
 ) -> Iterator[infer.Block]:
-    """Estimates from index `first` of the record, a UTC day at a time, with covariates where there are any."""
+    """Estimates of some hours of the record, a UTC day at a time, with covariates where there are any."""
     levels = tuple(QUANTILES.values())
     if not known:
-        yield from infer.day_blocks(network.aqnet, record, places, levels, first)
+        yield from infer.day_blocks(network.aqnet, record, places, levels, hours.start, hours.stop, mode)
         return
     sampled, at_places = _sample(record, places, known)
-    yield from background.day_blocks(network.aqnet, record, places, levels, sampled, first)
+    yield from background.day_blocks(network.aqnet, record, places, levels, sampled, hours.start, hours.stop, mode)
     at_places.warn("estimates")
 
 
@@ -139,7 +151,9 @@ def _sample(
     return background.Covariates(at_stations, lambda hours: at_places(record.hours[hours])), at_places
 
 
-def _field(block: infer.Block, time: NDArray[np.datetime64], grid: Grid, land: NDArray[np.bool_]) -> xr.Dataset:
+def _field(
+    block: infer.Block, time: NDArray[np.datetime64], grid: Grid, land: NDArray[np.bool_], stream: str
+) -> xr.Dataset:
     """One block on the grid."""
     dims = ("time", *grid.spatial)
     shape = (len(time), *grid.shape)
@@ -152,7 +166,7 @@ def _field(block: infer.Block, time: NDArray[np.datetime64], grid: Grid, land: N
     given = dict(zip(QUANTILES, block.quantiles, strict=True))
     given = {"pm2p5": block.mean, **given, "nearest_observation_distance": block.distance}
     data = {name: (dims, on_grid(values)) for name, values in given.items()}
-    hourly = {"stream": np.full(len(time), STREAMS["interim"], "int8"), "revision": np.zeros(len(time), "int32")}
+    hourly = {"stream": np.full(len(time), STREAMS[stream], "int8"), "revision": np.zeros(len(time), "int32")}
     hourly["observation_count"] = block.count.astype("int32")
     flags = (dims, _quality(data["nearest_observation_distance"][1], block.count, land.reshape(grid.shape)))
     coords = {"time": time, grid.spatial[0]: grid.y, grid.spatial[1]: grid.x}
@@ -179,6 +193,13 @@ def first_hour(start: np.datetime64) -> np.datetime64:
 def first_used(start: np.datetime64) -> np.datetime64:
     """First hour whose flagged values an estimate for `start` uses: what the network looks back to."""
     return start.astype("datetime64[D]").astype("datetime64[h]") - LEAD_HOURS * HOUR
+
+
+def last_used(end: np.datetime64, stream: str) -> np.datetime64:
+    """Hour after the last that estimates before `end` depend on: of the final stream, after the tail of its UTC day."""
+    if stream != "final":
+        return end
+    return -(-end.astype("datetime64[h]").astype(np.int64) // 24) * 24 * HOUR + np.datetime64(TAIL_HOURS, "h")
 
 
 # ---- at points ----
@@ -252,7 +273,7 @@ def at_points(
     if "elevation" in points:
         ground = points["elevation"].fillna(pd.Series(ground, points.index)).to_numpy(float)
     places = Points(lon, lat, ground, relief(lon, lat))
-    blocks = list(_blocks(network, record, places, first, known))
+    blocks = list(_blocks(network, record, places, slice(first, len(record.hours)), known))
     columns = {"pm2p5": np.concatenate([block.mean for block in blocks])}
     for n, name in enumerate(QUANTILES):
         columns[name] = np.concatenate([block.quantiles[n] for block in blocks])

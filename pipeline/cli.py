@@ -97,6 +97,9 @@ def aqnet(context: click.Context, debug: bool) -> None:
 @click.option("--stations", type=PATH, help="Station list (CSV: code, lon, lat).")
 @click.option("--start", help="First hour, UTC: 2019-01-31 or 2019-01-31T06:00.")
 @click.option("--end", help="Hour after the last, UTC.")
+@click.option(
+    "--stream", type=click.Choice(["interim", "final"]), help="Read hours before, or on both sides (interim)."
+)
 @click.option("--bbox", nargs=4, type=float, metavar="W S E N", help="Centres of the outermost cells, degrees.")
 @click.option("--resolution", type=float, help="Cell size in units of the CRS (0.1 degrees).")
 @click.option("--crs", help="Coordinate reference system of the grid (EPSG:4326).")

@@ -131,6 +131,7 @@ class RunConfig(BaseSettings):
     input : file or folder of observations.
     stations : station list (CSV) where the network keeps coordinates apart.
     start, end : hours to make, UTC, half open ``[start, end)``.
+    stream : ``interim`` estimates an hour from what came before it, ``final`` from the two days after it, too.
     bbox : (west, south, east, north), degrees; see `pipeline.grid.Grid`.
     resolution : cell size in units of `crs` (degrees for EPSG:4326).
     crs : coordinate reference system of the grid.
@@ -150,6 +151,7 @@ class RunConfig(BaseSettings):
     stations: Path | None = None
     start: Hour
     end: Hour
+    stream: Literal["interim", "final"] = "interim"
     bbox: Annotated[Bbox, NoDecode, BeforeValidator(_four)]
     resolution: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.1
     crs: str = "EPSG:4326"

@@ -247,6 +247,7 @@ def predict(
     hourly: Mapping[str, Estimator],
     sequential: Mapping[str, Estimator],
     lead: int = LEAD_HOURS,
+    tail: int = 0,
 ) -> dict[str, score.Prediction]:
     """Estimate the scored hours at the hidden stations by every method.
 
@@ -255,12 +256,12 @@ def predict(
     scored : ascending hour indices into the record.
     hourly : methods that read each hour alone; they get the scored hours and no others.
     sequential : methods that need a continuous record; they get all hours from `lead` before the UTC day of the first
-        scored hour to the last.
-    lead : hours.
+        scored hour to `tail` after the last.
+    lead, tail : hours.
     """
     midnight = int(scored[0]) - int(parts.visible.hours[scored[0]] % 24)
     first = max(midnight - lead, 0)
-    continuous = take(parts.visible, slice(first, int(scored[-1]) + 1))
+    continuous = take(parts.visible, slice(first, int(scored[-1]) + 1 + tail))
     strided = take(parts.visible, scored)
     estimates = {name: _timed(name, method, strided, parts.points) for name, method in hourly.items()}
     predictions = {name: _prediction(estimate) for name, estimate in estimates.items()}
@@ -286,6 +287,7 @@ def withheld(
     observations: Observations,
     estimators: Mapping[str, Estimator],
     lead: int = LEAD_HOURS,
+    stop: int | None = None,
     share: float = 0.1,
     seed: int = 0,
 ) -> pd.DataFrame:
@@ -293,7 +295,7 @@ def withheld(
 
     Parameters
     ----------
-    observations : a continuous record whose first `lead` hours are not scored.
+    observations : a continuous record whose first `lead` hours, and those from index `stop`, are not scored.
     estimators : name -> method.
     share : of the stations with valid PM2.5; at least one is withheld and one kept.
 
@@ -304,16 +306,17 @@ def withheld(
         Kriging has the variogram of the stations that are left, or that of CNEMC 2019 where they are too few.
     """
     pm2p5 = observations.values[POLLUTANTS.index("pm2p5")]
-    active = np.flatnonzero((~np.isnan(pm2p5[lead:])).any(axis=0))
+    active = np.flatnonzero((~np.isnan(pm2p5[lead:stop])).any(axis=0))
     if len(active) < 2:
         return pd.DataFrame()
     count = min(max(round(share * len(active)), 1), len(active) - 1)
     hidden = np.sort(np.random.default_rng(seed).choice(active, count, replace=False))
     parts = withhold(observations, np.setdiff1d(np.arange(pm2p5.shape[1]), hidden), hidden)
-    scored = np.arange(lead, len(observations.hours))
+    scored = np.arange(len(observations.hours))[lead:stop]
     references = {"log_kriging": own_kriging(take(parts.visible, scored)), "idw_k8_p1": baseline.METHODS["idw_k8_p1"]}
     try:
-        return score.table(predict(parts, scored, references, estimators), parts.truth[scored])
+        found = predict(parts, scored, references, estimators, tail=len(observations.hours))
+        return score.table(found, parts.truth[scored])
     except ValueError as nothing:
         log.warning("withheld stations: %s", nothing)
         return pd.DataFrame()

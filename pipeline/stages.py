@@ -50,9 +50,6 @@ QUALITY_REPORT = "quality-control.html"
 #: Share of land cells that may lack an estimate while some station reports: a region may be silent for hours.
 MAX_MISSING = 0.5
 
-#: What the run makes: analyses of hours from what was known then; see `pipeline.contract.STREAMS`.
-STREAM = "interim"
-
 
 @dataclass
 class Stage:
@@ -125,11 +122,11 @@ def begin(config: RunConfig, run_id: str) -> Iterator[Run]:
 
 
 def ingest(run: Run, month: Month) -> xr.Dataset:
-    """Read the observations of a month and of the hours before it that its first day looks back to.
+    """Read the observations of a month and of the hours around it that its estimates and flags look at.
 
     Stations outside the grid count as far as an estimate reaches; one inside is needed.
     """
-    first, end = analyse.first_hour(month[0]), month[1]
+    first, end = analyse.first_hour(month[0]), analyse.last_used(month[1], run.config.stream)
     config, around = run.config, run.grid.surroundings(analyse.EXTRAPOLATED_KM)
     with run.measured("ingest", _label(month)) as stage:
         files = config.source, config.input, config.stations
@@ -143,8 +140,9 @@ def quality_control(run: Run, cube: xr.Dataset, month: Month) -> xr.Dataset:
     """Flag suspect values; none is changed or deleted. A network whose clock is wrong is warned of."""
     with run.measured("quality control", _label(month)) as stage:
         flagged = qc.flag(cube, analyse.first_used(month[0]))
-        own = flagged.sel(time=slice(month[0], None))
-        run.quality.append(record(flagged, month[0]))
+        until = flagged.sel(time=slice(None, month[1] - HOUR))
+        own = until.sel(time=slice(month[0], None))
+        run.quality.append(record(until, month[0]))
         for alarm in quality_report.alarms(run.quality):
             logger.warning("quality control: %s", alarm)
         run.observed.append(qc.valid(own, "pm2p5"))
@@ -156,7 +154,7 @@ def analyse_month(run: Run, cube: xr.Dataset, month: Month) -> None:
     """Estimate the month on the grid, block by block, into the candidate."""
     start, end = month
     with run.measured("analyse", _label(month)) as stage:
-        for block in analyse.fields(cube, run.grid, start, end, run.network, run.known):
+        for block in analyse.fields(cube, run.grid, start, end, run.network, run.known, run.config.stream):
             write.write_block(run.candidate, block)
             stage.rows += block["pm2p5"].size
             _report_progress(run, block["time"].values[-1] + HOUR)
@@ -167,9 +165,10 @@ def analyse_month(run: Run, cube: xr.Dataset, month: Month) -> None:
 def score_month(run: Run, cube: xr.Dataset, month: Month) -> None:
     """Score network and kriging, for the report, at a tenth of the month's stations, withheld from both for that."""
     with run.measured("score", _label(month)) as stage:
-        estimators = {"AQ-Net": analyse.estimator(run.network, run.known)}
+        estimators = {"AQ-Net": analyse.estimator(run.network, run.known, run.config.stream)}
         lead = int((month[0] - analyse.first_hour(month[0])) / HOUR)
-        table = evaluate.withheld(analyse.observations(cube), estimators, lead, seed=run.config.seed)
+        stop = lead + int((month[1] - month[0]) / HOUR)
+        table = evaluate.withheld(analyse.observations(cube), estimators, lead, stop, seed=run.config.seed)
         if len(table):
             run.scores.append(table.assign(period=_label(month)))
         stage.rows, stage.unit = len(table), "methods"
@@ -214,7 +213,7 @@ def _publish_month(run: Run, cube: xr.Dataset, observed: xr.DataArray) -> None:
     """Cut NetCDF and map of the hours of `observed` from the published cube."""
     first, last = observed["time"].values[[0, -1]]
     domain, version, products = run.config.domain, run.config.version, run.config.out / PRODUCTS
-    for path in export.export_netcdf(cube, products, domain, STREAM, version, start=first, end=last + HOUR):
+    for path in export.export_netcdf(cube, products, domain, run.config.stream, version, start=first, end=last + HOUR):
         month = str(first.astype("M8[M]"))
         run.files[f"netcdf {month}"] = path
         if min(run.grid.shape) > 1:  # one row or column of cells is no map
@@ -240,7 +239,7 @@ def write_report(run: Run, path: Path) -> Path:
 
 def _digests(config: RunConfig) -> dict[str, str]:
     """SHA-256 of every file that the run reads, by name."""
-    period = analyse.first_hour(naive(config.start)), naive(config.end)
+    period = analyse.first_hour(naive(config.start)), analyse.last_used(naive(config.end), config.stream)
     found = sources.input_digests(config.source, config.input, *period, config.stations)
     return found | covariates.digests(config.covariates)
 

@@ -13,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from pyproj import Geod
+from torch import Tensor
 
-from model import checkpoint, infer
-from model.aqnet import MODES, AQNet, AQNetConfig, Geometry, Weights
+from model import checkpoint, grid_layout, infer, nearest
+from model.aqnet import MODES, AQNet, AQNetConfig, Geometry
 from model.geometry import distance_matrix, neighbours
 from model.infer import Interpolator, day_blocks, estimate, utc_days
 from model.layout import geometry_of, surroundings
@@ -111,14 +112,18 @@ def early(found: Estimate, stop: int) -> Estimate:
 
 
 @both_modes
-def test_sparse_products_give_what_the_training_path_gives(mode: str):
-    """`AQNet.forward` on the window of the second day, station by station as training has it."""
-    net, seen, at = network(), record(missing=0.5), places()
+@pytest.mark.parametrize("stations", [5, 20, 70])
+def test_the_fast_path_gives_what_the_training_path_gives(mode: str, stations: int):
+    """`AQNet.forward` on the window of the second day, station by station as training has it.
+
+    Of 70 stations enough lie 50 km away to judge each other apart; five are fewer than the neighbours asked for.
+    """
+    net, seen, at = network(), record(hours=LEAD + 48 + TAIL, stations=stations, missing=0.3), places()
     hours = slice(LEAD + 24, LEAD + 48)
     span = slice(hours.start - LEAD, hours.stop + (TAIL if mode == "final" else 0))
     chosen = np.flatnonzero(np.isfinite(seen.values[0, span]).any(axis=0))
     lon, lat, terrain = seen.lon[chosen], seen.lat[chosen], terrain_features(seen)[chosen]
-    index, km = neighbours(at.lon, at.lat, lon, lat, 8)
+    index, km = neighbours(at.lon, at.lat, lon, lat, 8)  # all, where there are fewer
     between = torch.from_numpy(distance_matrix(lon, lat, lon, lat)).float()
     nearest = torch.from_numpy(index)
     with torch.no_grad():
@@ -127,8 +132,10 @@ def test_sparse_products_give_what_the_training_path_gives(mode: str):
         channels = net.encoder(window(seen, span, chosen, TINY.mean, TINY.std), *around, mode)
         z, mean = net(channels, nearest, weights, cyclic(seen.hours[hours], at.lon, 24.0))
     found = estimate(net, seen, at, mode)
-    np.testing.assert_allclose(found.quantiles[:, hours], from_z(z).permute(2, 1, 0), rtol=1e-3, atol=1e-3)
-    np.testing.assert_allclose(found.mean[hours], from_z(mean).T, rtol=1e-3, atol=1e-3)
+    heard = np.isfinite(seen.values[0, hours][:, chosen[index]]).any(axis=2)  # (T, Q)
+    expected = np.where(heard, from_z(z).permute(2, 1, 0), np.nan), np.where(heard, from_z(mean).T, np.nan)
+    np.testing.assert_allclose(found.quantiles[:, hours], expected[0], rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(found.mean[hours], expected[1], rtol=1e-3, atol=1e-3)
 
 
 @both_modes
@@ -150,14 +157,27 @@ def test_levels_are_a_selection_of_all():
 
 
 def test_points_do_not_change_each_other(monkeypatch: pytest.MonkeyPatch):
-    """Nor does it matter how many go through the head or the layout at once."""
+    """Nor does it matter how many are worked on at once."""
     net, seen, at = network(), record(), places(11)
     whole = estimate(net, seen, at)
-    monkeypatch.setattr(infer, "_HEAD_CHUNK", 4)
-    monkeypatch.setattr(infer, "_LAYOUT_CHUNK", 3)
+    for module in (grid_layout, nearest):
+        monkeypatch.setattr(module, "_CHUNK", 3)
     assert_same(estimate(net, seen, at), whole, rtol=2e-4)
-    one = estimate(net, seen, place(at, 5))
-    np.testing.assert_allclose(one.mean[:, 0], whole.mean[:, 5], rtol=2e-4)
+    for i in (0, 5, 10):
+        one = estimate(net, seen, place(at, i))
+        np.testing.assert_allclose(one.mean[:, 0], whole.mean[:, i], rtol=2e-4)
+        np.testing.assert_allclose(one.quantiles[:, :, 0], whole.quantiles[:, :, i], rtol=2e-4)
+
+
+def test_threads_do_not_change_the_estimates():
+    net, seen, at = network(), record(hours=LEAD + 12), places(130)
+    alone = estimate(net, seen, at)
+    torch.set_num_threads(2)
+    try:
+        shared = estimate(net, seen, at)
+    finally:
+        torch.set_num_threads(1)
+    assert_same(shared, alone, rtol=1e-5)
 
 
 @both_modes
@@ -347,13 +367,13 @@ def test_only_points_that_a_station_touches_are_computed_again(monkeypatch: pyte
     seen.values[0, 18:, 3] = np.nan  # station 3 is there on the first day, but not in the window of the second
     kept = Interpolator(net, seen, at)
     counts: list[int] = []
-    forward = net.knn.forward
+    attention = net.knn.attention  # once for every point whose weights are computed
 
-    def spy(geometry: Geometry, mode: str = "interim") -> Weights:
+    def spy(geometry: Geometry, whole: Tensor) -> Tensor:
         counts[-1] += len(geometry.distance)
-        return forward(geometry, mode)
+        return attention(geometry, whole)
 
-    monkeypatch.setattr(net.knn, "forward", spy)
+    monkeypatch.setattr(net.knn, "attention", spy)
     for hours in utc_days(seen.hours, 0):
         counts.append(0)
         kept(hours)

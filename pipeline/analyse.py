@@ -72,7 +72,7 @@ def estimator(
     if not known:
         return partial(infer.estimate, network.aqnet, mode=mode)
     return lambda record, places: background.estimate(
-        network.aqnet, record, places, _sample(record, places, known)[0], mode
+        network.aqnet, record, places, _sample(record, places, known, mode)[0], mode
     )
 
 
@@ -137,17 +137,18 @@ def _blocks(
     if not known:
         yield from infer.day_blocks(network.aqnet, record, places, levels, hours.start, hours.stop, mode)
         return
-    sampled, at_places = _sample(record, places, known)
+    sampled, at_places = _sample(record, places, known, mode)
     yield from background.day_blocks(network.aqnet, record, places, levels, sampled, hours.start, hours.stop, mode)
     at_places.warn("estimates")
 
 
 def _sample(
-    record: Observations, places: Points, known: Sequence[covariates.Field]
+    record: Observations, places: Points, known: Sequence[covariates.Field], mode: str
 ) -> tuple[background.Covariates, covariates.Sampler]:
     """Covariates at the stations of a record and at places; the latter are read as they are asked for."""
-    at_stations = covariates.Sampler(known, record.lon, record.lat)(record.hours)
-    at_places = covariates.Sampler(known, places.lon, places.lat)
+    two_sided = mode == "final"
+    at_stations = covariates.Sampler(known, record.lon, record.lat, two_sided)(record.hours)
+    at_places = covariates.Sampler(known, places.lon, places.lat, two_sided)
     return background.Covariates(at_stations, lambda hours: at_places(record.hours[hours])), at_places
 
 

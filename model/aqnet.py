@@ -9,7 +9,7 @@ The whole network in one file. Four parts, each cheap where it runs often:
 * `NeuralKNN` adds attention weights over the nearest few stations, which carry the latter to the place.
 * `Head` turns the weighted sums into quantiles and a mean.
 
-Gridding is then a sparse (queries x stations) product and a small pointwise network (`model.infer`).
+Gridding is then sums over the neighbours of a cell and a small pointwise network, both compiled (`model.infer`).
 
 Shapes: S stations, L window hours, T output hours, Q queries, K neighbours, A neighbours of attention, B bands,
 E embedding channels, F input features, G terrain features, R sets of kriging parameters, N = len(LEVELS).
@@ -464,7 +464,7 @@ class AQNet(nn.Module):
 
 
 def gather(channels: Channels, index_QK: Tensor, weights: Weights) -> Sums:
-    """Weighted sums over the neighbours by gathering; `model.infer` has the same as sparse products."""
+    """Weighted sums over the neighbours by gathering; `model.infer` has the same compiled."""
     near = index_QK[:, : weights.attention.shape[1]]
     attend = lambda channel: torch.einsum("qa,qat...->qt...", weights.attention, channel[near])  # noqa: E731
     return Sums(

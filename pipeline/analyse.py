@@ -31,7 +31,7 @@ LEAD_HOURS = TAIL_HOURS = 48
 #: Published quantiles and the variables they go to.
 QUANTILES = {"pm2p5_p05": 0.05, "pm2p5_p50": 0.5, "pm2p5_p95": 0.95}
 
-#: Farther than this from a valid observation an estimate is marked as extrapolated: training reached no farther.
+#: Farther than this from a valid observation an estimate is marked as extrapolated: training hardly reached farther.
 EXTRAPOLATED_KM = 200.0
 
 #: With fewer valid observations in the hour every estimate is marked.

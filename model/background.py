@@ -218,12 +218,12 @@ class Drifting(Interpolator):
     def _said(self, bands_STB: Float, stations: NDArray[np.int64]) -> Float:
         """What the network's weights make of bands at the reporting stations, (T, Q)."""
         cells = self.layout.cells
-        (Q, K), S = cells.index.shape, len(self.observations.lon)
+        (Q, K), S = cells.station.shape, len(self.observations.lon)
         whole, starts = np.zeros((S, *bands_STB.shape[1:]), np.float32), np.arange(0, Q * K + 1, K)
         whole[stations] = bands_STB
         said = np.zeros((Q, whole.shape[1]))
         for b in range(whole.shape[2]):
-            weights = csr_array((cells.bands[:, b].ravel(), cells.index.ravel(), starts), shape=(Q, S))
+            weights = csr_array((cells.bands[:, b].ravel(), cells.station.ravel(), starts), shape=(Q, S))
             said += weights @ whole[:, :, b]
         return said.T
 

@@ -36,8 +36,8 @@ from model.infer import Block, Interpolator, utc_days
 from model.layout import APART_KM
 from model.windows import LEVELS, Estimate, Float, Observations, Points, Window, to_z
 
-#: Strengths of the ridge that are tried, as parts of the regressors' sums of squares; infinity leaves no covariate.
-STRENGTHS = (1e-3, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, np.inf)
+#: Strengths of the ridge that are tried, as parts of the regressors' sums of squares.
+STRENGTHS = (1e-3, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 
 #: Side of the boxes whose stations are left out together, degrees: a city's stations err together.
 BOX_DEGREES = 1.0
@@ -313,7 +313,7 @@ def fit(products: Float) -> Fit:
     best_beta, best_gain, least = np.zeros(total_b.shape), np.zeros(total_b.shape[:-1]), c.sum(axis=-1)
     none = least.copy()
     enough = (np.einsum("...ii->...", A) > 0).sum(axis=-1) >= FEWEST_GROUPS
-    for strength in (s for s in STRENGTHS if np.isfinite(s)):
+    for strength in STRENGTHS:
         out = _ridge(rest_A, rest_b, strength)
         gain = 2 * (out * b).sum(-1) - np.einsum("...i,...ij,...j->...", out, A, out)  # (..., G)
         sure = gain.sum(axis=-1) - CAUTION * np.sqrt(gain.shape[-1]) * gain.std(axis=-1)

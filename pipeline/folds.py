@@ -23,7 +23,22 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from model import aqnet, baseline, gaps, geometry, infer, layout, space_time, space_time_fit, windows
+from model import (
+    aqnet,
+    baseline,
+    compiled,
+    gaps,
+    geometry,
+    grid_layout,
+    grid_loops,
+    infer,
+    kriging_loops,
+    layout,
+    nearest,
+    space_time,
+    space_time_fit,
+    windows,
+)
 from model import train as training
 from model.aqnet import AQNet
 from model.baseline import Estimator
@@ -282,7 +297,8 @@ def _space_time(start: space_time.SpaceTime, evaluations: int) -> TrainFold:
 
 def network_key() -> str:
     """Digest of the code of the network (`Method.key`)."""
-    return code_key(aqnet, infer, layout, windows, geometry)
+    network = aqnet, infer, layout, windows, geometry
+    return code_key(*network, grid_layout, grid_loops, kriging_loops, nearest, compiled)
 
 
 def networks(recipe: training.Recipe | None = None) -> dict[str, Method]:

@@ -508,6 +508,19 @@ def test_distance_reaches_beyond_the_neighbours_when_none_of_them_is_valid():
     assert block.distance[40 - block.hours.start, 0] == pytest.approx(km[order[9]], rel=1e-3)
 
 
+@both_modes
+def test_a_point_at_a_station_is_0_km_away(mode: str):
+    """And is estimated as a point a metre from it, whose distance is no division by 0."""
+    net, seen = network(), record(missing=0.0)
+    at = Points(*(part[:5] for part in (seen.lon, seen.lat, seen.elevation, seen.relief)))
+    exact, beside = (
+        next(day_blocks(net, seen, points, LEVELS, LEAD, mode=mode)) for points in (at, replace(at, lat=at.lat + 1e-5))
+    )
+    assert np.abs(exact.distance).max() < 1e-3
+    np.testing.assert_allclose(beside.distance, 1.11e-3, rtol=0.02)
+    assert_same(exact, beside, rtol=5e-3)
+
+
 # ---- anywhere on Earth ----
 
 

@@ -18,6 +18,7 @@ import torch
 from numba import njit
 
 Compiled = TypeVar("Compiled", bound=Callable[..., Any])
+Result = TypeVar("Result")
 f32, i32 = np.float32, np.int32
 
 _OPTIONS: dict[str, Any] = {"nogil": True, "fastmath": {"contract", "nsz", "arcp"}, "error_model": "numpy"}
@@ -43,6 +44,16 @@ def in_threads(work: Callable[[slice], object], count: int, together: int) -> No
     else:
         with ThreadPoolExecutor(threads) as pool:
             list(pool.map(work, slices))
+
+
+def alone(work: Callable[[], Result]) -> Result:
+    """Do `work` with torch keeping to this thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return work()
+    finally:
+        torch.set_num_threads(threads)
 
 
 @compiled

@@ -9,6 +9,7 @@ Shapes: S stations of the record, Q points, K neighbours, R covariances (the ban
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from model.aqnet import _ERROR, _LEVEL, _WHOLE, BANDS, FARTHEST, MODES, AQNet, Geometry, Surroundings
-from model.compiled import in_threads
+from model.compiled import alone, in_threads
 from model.geometry import distance_matrix
 from model.grid_loops import Cells, HeadWeights
 from model.kriging_loops import WIDE, Covariances, choose, covariances, solve
@@ -25,8 +26,8 @@ from model.layout import APART_KM, SAYING
 from model.nearest import Finder, Neighbours
 from model.windows import Observations, Points, cyclic, terrain_features
 
-#: Points whose covariances towards their neighbours are held at once.
-_CHUNK = 1024
+#: Points whose systems are solved by a thread at a time, or multiples of it.
+_CHUNK = 2 * WIDE
 
 #: Longitude enters as the local solar time at this hour, 0 UTC on a Monday.
 _MIDNIGHT = np.array([96])
@@ -57,11 +58,9 @@ class Layout:
     Attributes
     ----------
     cells : what `grid_hours` reads.
-    around : what the encoder is told of the reporting stations' surroundings, positions among them.
     """
 
     cells: Cells
-    around: tuple[Surroundings, Surroundings]
 
     def __init__(self, network: AQNet, observations: Observations, points: Points, mode: str) -> None:
         self.network, o, p = network, observations, points
@@ -72,6 +71,8 @@ class Layout:
         self._fix(torch.from_numpy(between))
         self.others = _others(between, 0.0), _others(between, APART_KM)
         self.stations = np.empty(0, np.int64)  # record indices of the reporting ones
+        none = Surroundings(torch.empty(0, 0, dtype=torch.int64), torch.empty(0, 0))
+        self._last = self.stations, (none, none)
         self.cells = self._empty(0)
         self.cells.cycle[:] = cyclic(_MIDNIGHT, p.lon, 24.0)[:, 0].numpy()
 
@@ -103,18 +104,20 @@ class Layout:
         if np.array_equal(stations, self.stations):
             return
         self.stations = stations
-        self.around = self._surroundings()
         found = self.finder.reporting(stations, min(self.network.config.neighbours, len(stations)))
         if found.station.shape != self.cells.station.shape:
             self.cells = self._empty(found.station.shape[1])._replace(cycle=self.cells.cycle)
             changed = np.arange(len(found.station))
         else:
             changed = np.flatnonzero((found.station != self.cells.station).any(axis=1))
-        for start in range(0, len(changed), _CHUNK):
-            self._compute(changed[start : start + _CHUNK], found)
+        in_threads(partial(self._compute, changed, found), len(changed), _CHUNK)
 
-    def _compute(self, rows: NDArray[np.int64], found: Neighbours) -> None:
+    def _compute(self, changed: NDArray[np.int64], found: Neighbours, part: slice) -> None:
         """Weights of some points."""
+        alone(partial(self._fill, changed[part], found))
+
+    @torch.inference_mode()
+    def _fill(self, rows: NDArray[np.int64], found: Neighbours) -> None:
         knn, cells = self.network.knn, self.cells
         cells.station[rows], cells.km[rows] = found.station[rows], found.km[rows]
         weight, left = self._solve(rows, found.station[rows], found.km[rows])
@@ -131,16 +134,11 @@ class Layout:
         self, rows: NDArray[np.int64], index: NDArray[np.int32], km: NDArray[np.float32]
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Kriging weights (R, n, K) of some points, and multiplier less what is explained (R, n)."""
-        R, place, terrain = len(self.rows), self.place.numpy(), self.terrain.numpy()
-        towards, weight = np.empty((2, R, *index.shape), np.float32)
-        left = np.empty((R, len(rows)), np.float32)
-
-        def work(part: slice) -> None:
-            covariances(self.some, index[part], km[part], rows[part], place, terrain, towards[:, part])
-            for r, nugget in enumerate(self.nugget):
-                solve(self.covariance[r], index[part], towards[r, part], nugget, weight[r, part], left[r, part])
-
-        in_threads(work, len(index), WIDE)
+        towards, weight = np.empty((2, len(self.rows), *index.shape), np.float32)
+        left = np.empty(weight.shape[:2], np.float32)
+        covariances(self.some, index, km, rows, self.place.numpy(), self.terrain.numpy(), towards)
+        for r, nugget in enumerate(self.nugget):
+            solve(self.covariance[r], index, towards[r], nugget, weight[r], left[r])
         return weight, left
 
     def _variance(self, total_RQ: Tensor) -> Tensor:
@@ -157,21 +155,30 @@ class Layout:
 
     # ---- what the stations say of each other ----
 
-    def _surroundings(self) -> tuple[Surroundings, Surroundings]:
-        """As `model.layout.surroundings`, among the reporting stations."""
-        k, S = max(min(SAYING, len(self.stations) - 1), 0), len(self.terrain)
-        mark = np.isin(np.arange(S), self.stations)
-        (alone, _), (apart, count) = (_first(others, mark, k) for others in self.others)
-        apart = np.where(count[:, None] < k, alone, apart)
-        return self._around(alone[self.stations]), self._around(apart[self.stations])
+    @property
+    def around(self) -> tuple[Surroundings, Surroundings]:
+        """What the encoder is told of the reporting stations' surroundings."""
+        return self.surroundings(self.stations)
 
-    def _around(self, index: NDArray[np.int32]) -> Surroundings:
+    def surroundings(self, stations: NDArray[np.int64]) -> tuple[Surroundings, Surroundings]:
+        """As `model.layout.surroundings`, among stations that report: positions among these. Keeps the last ones."""
+        known, around = self._last
+        if not np.array_equal(known, stations):
+            k = max(min(SAYING, len(stations) - 1), 0)
+            mark = np.isin(np.arange(len(self.terrain)), stations)
+            (alone, _), (apart, count) = (_first(others, mark, k) for others in self.others)
+            apart = np.where(count[:, None] < k, alone, apart)
+            around = self._around(stations, alone[stations]), self._around(stations, apart[stations])
+            self._last = stations, around
+        return around
+
+    def _around(self, stations: NDArray[np.int64], index: NDArray[np.int32]) -> Surroundings:
         if not index.shape[1]:
             return Surroundings(torch.from_numpy(index.astype(np.int64)), torch.from_numpy(index.astype(np.float32)))
         weight, left = np.empty(index.shape, np.float32), np.empty(len(index), np.float32)
-        towards = self.covariance[-1][self.stations[:, None], index]
+        towards = self.covariance[-1][stations[:, None], index]
         solve(self.covariance[-1], index, towards, self.nugget[-1], weight, left)
-        return Surroundings(torch.from_numpy(np.searchsorted(self.stations, index)), torch.from_numpy(weight))
+        return Surroundings(torch.from_numpy(np.searchsorted(stations, index)), torch.from_numpy(weight))
 
 
 def _others(between: NDArray[np.float32], apart: float) -> NDArray[np.int32]:

@@ -12,6 +12,7 @@ Shapes: T hours, S stations, Q points, N levels.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -25,7 +26,7 @@ from torch import Tensor
 from model.aqnet import AQNet, Channels
 from model.baseline import Estimator
 from model.checkpoint import DEFAULT, load
-from model.compiled import in_threads
+from model.compiled import alone, in_threads
 from model.grid_layout import Layout, head_weights
 from model.grid_loops import HOURS, LANES, Day, Out, grid_hours
 from model.windows import LEVELS, Estimate, Float, Observations, Points, cyclic, window
@@ -89,8 +90,7 @@ def day_blocks(
         With `levels` (a subset of `LEVELS`) as its quantiles.
     """
     field = Interpolator(network, observations, points, levels, mode)
-    for hours in utc_days(observations.hours[:stop], start):
-        yield field(hours)
+    yield from field.run(list(utc_days(observations.hours[:stop], start)))
 
 
 def utc_days(hours: NDArray[np.int64], start: int) -> Iterator[slice]:
@@ -121,19 +121,39 @@ class Interpolator:
         self.head = head_weights(network)
         self.layout = Layout(network, observations, points, mode)
 
-    @torch.inference_mode()
     def __call__(self, hours: slice) -> Block:
         """Estimate the hours of one UTC day, a slice of the record that does not cross midnight UTC."""
+        return self._estimate(hours, None)
+
+    def run(self, days: list[slice]) -> Iterator[Block]:
+        """Estimate one UTC day after the other; a thread of its own reads the stations' next day meanwhile."""
+        if torch.get_num_threads() == 1:
+            yield from map(self, days)
+            return
+        with ThreadPoolExecutor(1) as reader:
+            ahead = [reader.submit(alone, partial(self._hear, hours)) for hours in days[:1]]
+            for hours, following in zip(days, [*days[1:], None], strict=True):
+                now = ahead.pop()
+                if following:
+                    ahead.append(reader.submit(alone, partial(self._hear, following)))
+                yield self._estimate(hours, now)
+
+    @torch.inference_mode()
+    def _estimate(self, hours: slice, read: Future[list[Day]] | None) -> Block:
         valid = np.isfinite(self.observations.values[0, hours])
         shape = len(valid), len(self.points.lon)
         out = Out(*(np.full(size, np.nan, np.float32) for size in (shape, (len(self.levels), *shape), shape)))
-        for piece, stations in self._pieces(hours):
+        for n, (piece, stations) in enumerate(self._pieces(hours)):
             self.layout.update(stations)
-            day = self._day(hours, piece, stations, valid)
-            work = partial(self._grid, day, out, piece.start)
-            in_threads(work, shape[1], LANES // len(day.cycle))
+            day = read.result()[n] if read else self._day(hours, piece, stations)
+            in_threads(partial(self._grid, day, out, piece.start), shape[1], LANES // len(day.cycle))
         self._reach_farther(out.distance, valid)
         return Block(hours, out.mean, out.quantiles, out.distance, valid.sum(axis=1))
+
+    @torch.inference_mode()
+    def _hear(self, hours: slice) -> list[Day]:
+        """What the stations say in each piece of a day."""
+        return [self._day(hours, piece, stations) for piece, stations in self._pieces(hours)]
 
     def _pieces(self, hours: slice) -> Iterator[tuple[slice, NDArray[np.int64]]]:
         """Cut a day into runs of hours (slices of it) with the same stations, and their indices.
@@ -168,13 +188,13 @@ class Interpolator:
         read = slice(max(span.start, 0), min(end, len(self.observations.hours)))
         inputs = window(self.observations, read, stations, config.mean, config.std)
         padded = type(inputs)(*(_pad(part, read.start - span.start, end - read.stop) for part in inputs))
-        channels = self.network.encoder(padded, *self.layout.around, self.mode)
+        channels = self.network.encoder(padded, *self.layout.surroundings(stations), self.mode)
         first = hours.start - span.start - config.lead_hours  # hours of the day before the first that is wanted
         return Channels(*(channel[:, first + piece.start : first + piece.stop] for channel in channels))
 
-    def _day(self, hours: slice, piece: slice, stations: NDArray[np.int64], valid: NDArray[np.bool_]) -> Day:
+    def _day(self, hours: slice, piece: slice, stations: NDArray[np.int64]) -> Day:
         """What the stations say in a piece of the day, as `grid_hours` reads it."""
-        channels = self._encode(hours, piece, stations)
+        channels, valid = self._encode(hours, piece, stations), np.isfinite(self.observations.values[0, hours])
         scalar = torch.stack([channels.error, channels.heard], dim=-1)
         every = torch.cat([channels.bands, scalar, channels.embedding], dim=-1)  # (stations, T, C)
         padded = torch.zeros(valid.shape[1], every.shape[2], HOURS).numpy()  # torch aligns to cache lines

@@ -42,9 +42,10 @@ def distances(a: Float, b: Float) -> NDArray[np.float64]:
     within 3e-8 of the geodesic.
     """
     chord, middle, stretch = b - a, (a + b) / 2, np.array([1.0, 1.0, 1 / (1 - _WGS84.es)])
-    squared = np.maximum((chord**2).sum(-1), 1e-24)
-    bend = (chord**2 @ stretch) / squared * np.sqrt((middle**2 @ stretch) / (middle**2 @ stretch**2))
-    return np.asarray(2 / bend * np.arcsin(np.minimum(np.sqrt(squared) * bend / 2, 1.0)) * _WGS84.a / 1000)
+    length, bent = np.sqrt((chord**2).sum(-1)), np.sqrt(chord**2 @ stretch)
+    ratio = np.divide(bent, length, out=np.ones_like(length), where=length > 0)
+    bend = ratio**2 * np.sqrt((middle**2 @ stretch) / (middle**2 @ stretch**2))
+    return np.asarray(2 / bend * np.arcsin(np.minimum(length * bend / 2, 1.0)) * _WGS84.a / 1000)
 
 
 class Finder:

@@ -31,12 +31,13 @@ def untrained() -> baseline.Estimator:
 SEQUENTIAL: dict[str, Callable[[], baseline.Estimator]] = {
     "aqnet untrained": untrained,
     "aqnet shipped": infer.estimator,
+    "aqnet final": lambda: infer.estimator(mode="final"),
     "space_time": lambda: space_time.METHODS["space_time"],
     "space_time_two_sided": lambda: space_time.METHODS["space_time_two_sided"],
 }
 
 #: Methods for the final analysis, which may read later hours.
-TWO_SIDED = ("space_time_two_sided",)
+TWO_SIDED = ("aqnet final", "space_time_two_sided")
 
 HOURS = 240
 
@@ -92,7 +93,7 @@ def test_methods_get_no_array_that_holds_a_hidden_value():
     assert not (parts.visible.values == -1.0).any()
     assert not np.shares_memory(parts.visible.values, whole.values)
     assert (parts.truth == -1.0).all()
-    assert vars(parts.points).keys() == {"lon", "lat", "elevation"}
+    assert vars(parts.points).keys() == {"lon", "lat", "elevation", "relief"}
 
 
 def test_sequential_methods_get_their_lead_and_are_read_at_the_scored_hours():

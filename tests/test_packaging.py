@@ -45,8 +45,8 @@ def test_wheel_holds_every_module_and_the_weights(wheel: Path) -> None:
     expected = {str(path.relative_to(ROOT)) for path in sources if path.suffix in kinds}
     assert expected <= held
     assert {name.split("/")[0] for name in held} == set(PACKAGES)
-    assert "model/weights/aqnet-seed0.safetensors" in held
-    assert "model/weights/aqnet-seed0.json" in held
+    for weights in ("aqnet", "evaluation/aqnet-seed0", "outlook/outlook-seed0"):
+        assert {f"model/weights/{weights}.safetensors", f"model/weights/{weights}.json"} <= held
 
 
 def test_installed_wheel_runs(wheel: Path, tmp_path: Path) -> None:

@@ -17,10 +17,12 @@ from numpy.typing import NDArray
 from model.compiled import aligned, between, compiled, exp, f32, log
 
 #: Cell-hours that go through the head side by side: a multiple of a day's hours and of a vector register's length.
-LANES = 96
+LANES = 192
 
-#: Hours that channels are padded to, so that sums over a day have a length known beforehand.
+#: Hours that are worked on whatever a day has, so that loops have a length known beforehand, and what buffers hold: the
+#: hours too many of one cell are overwritten by the next cell's.
 HOURS = 32
+WIDTH = LANES + HOURS
 
 
 class Cells(NamedTuple):
@@ -41,7 +43,7 @@ class Cells(NamedTuple):
 
 
 class Day(NamedTuple):
-    """What the stations say: `channels` (S, C, `HOURS`), `valid` (S, T), `cycle` (T, 2) sine and cosine of UTC."""
+    """What the stations say: `channels` (S, C, `HOURS`), `valid` (S, T), `cycle` (2, `HOURS`) sine and cosine of UTC."""
 
     channels: NDArray[np.float32]
     valid: NDArray[np.bool_]
@@ -77,25 +79,19 @@ def grid_hours(first, last, cells, day, head, levels, out, start):  # type: igno
 
     `levels` (L,) are the positions of the wanted quantiles. NaN stays where none of a cell's neighbours is valid.
     """
-    T, B, n, H = len(day.cycle), cells.bands.shape[1], head.first.shape[1], len(head.second)
-    sums, x = aligned(day.channels.shape[1], HOURS), aligned(n, LANES)
-    total, error = aligned(1, LANES), aligned(1, LANES)
-    hidden, deeper, z = aligned(H, LANES), aligned(H, LANES), aligned(len(head.third), LANES)
-    x[:], hidden[:], total[:], error[:] = f32(0), f32(0), f32(0), f32(1)
-    spread = aligned(1, LANES)
-    spread[:] = f32(0)
+    T, B, n, H = day.valid.shape[1], cells.bands.shape[1], head.first.shape[1], len(head.second)
+    sums, x, some = aligned(day.channels.shape[1], HOURS), aligned(n, WIDTH), aligned(3, WIDTH)
+    hidden, deeper, z = aligned(H, WIDTH), aligned(H, WIDTH), aligned(len(head.third), WIDTH)
+    total, error, spread = some[0], some[1], some[2]
+    x[:], hidden[:], some[:] = f32(0), f32(0), f32(1)
     together = LANES // T
     for q in range(first, last, together):
         count = min(together, last - q)
         for c in range(count):
             _sum(cells, day.channels, q + c, sums)
-            _inputs(sums, cells.cycle[q + c], day.cycle, c * T, B, x, total[0], error[0], head.level)
-            for t in range(c * T, c * T + T):
-                spread[0, t] = cells.variance[q + c]
-            for j in range(H):
-                for t in range(c * T, c * T + T):
-                    hidden[j, t] = cells.inflow[q + c, j]
-        _logs(x, B, total[0], error[0])
+            _inputs(sums, cells.cycle[q + c], day.cycle, c * T, B, x, total, error, head.level)
+            _fixed(cells.inflow[q + c], cells.variance[q + c], c * T, hidden, spread)
+        _logs(x, B, total, error)
         _dense(head.first, x, hidden)
         _silu(hidden)
         _start(head.second_bias, deeper)
@@ -103,7 +99,7 @@ def grid_hours(first, last, cells, day, head, levels, out, start):  # type: igno
         _silu(deeper)
         _start(head.third_bias, z)
         _dense(head.third, deeper, z)
-        _distribution(z, head.steps, total[0], error[0], spread[0])
+        _distribution(z, head.steps, total, error, spread)
         for c in range(count):
             _write(cells, day.valid, levels, len(head.steps) + 1, z, q + c, c * T, out, start)
 
@@ -138,7 +134,7 @@ def _add(weight, index, channels, c, total):  # type: ignore[no-untyped-def]
 def _inputs(sums, place, cycle, lane, B, x, total, error, level):  # type: ignore[no-untyped-def]
     """The inputs that `Head.inputs` makes of the sums, logarithms excepted, into lanes from `lane` on."""
     E, heard = len(sums) - B - 2, B + 1
-    for t in range(len(cycle)):
+    for t in range(HOURS):
         summed = sums[0, t]
         for b in range(1, B):
             summed += sums[b, t]
@@ -150,8 +146,18 @@ def _inputs(sums, place, cycle, lane, B, x, total, error, level):  # type: ignor
         x[B + 1, lane + t] = sums[heard, t]
         for e in range(E):
             x[B + 3 + e, lane + t] = sums[B + 2 + e, t]
-        x[B + 3 + E, lane + t] = cycle[t, 0] * place[1] + cycle[t, 1] * place[0]
-        x[B + 4 + E, lane + t] = cycle[t, 1] * place[1] - cycle[t, 0] * place[0]
+        x[B + 3 + E, lane + t] = cycle[0, t] * place[1] + cycle[1, t] * place[0]
+        x[B + 4 + E, lane + t] = cycle[1, t] * place[1] - cycle[0, t] * place[0]
+
+
+@compiled
+def _fixed(inflow, variance, lane, hidden, spread):  # type: ignore[no-untyped-def]
+    """What does not change with the hour, into lanes from `lane` on."""
+    for j in range(len(inflow)):
+        for t in range(HOURS):
+            hidden[j, lane + t] = inflow[j]
+    for t in range(HOURS):
+        spread[lane + t] = variance
 
 
 @compiled

@@ -146,7 +146,7 @@ class Interpolator:
         for n, (piece, stations) in enumerate(self._pieces(hours)):
             self.layout.update(stations)
             day = read.result()[n] if read else self._day(hours, piece, stations)
-            in_threads(partial(self._grid, day, out, piece.start), shape[1], LANES // len(day.cycle))
+            in_threads(partial(self._grid, day, out, piece.start), shape[1], LANES // day.valid.shape[1])
         self._reach_farther(out.distance, valid)
         return Block(hours, out.mean, out.quantiles, out.distance, valid.sum(axis=1))
 
@@ -200,7 +200,8 @@ class Interpolator:
         padded = torch.zeros(valid.shape[1], every.shape[2], HOURS).numpy()  # torch aligns to cache lines
         padded[stations, :, : every.shape[1]] = every.transpose(1, 2).numpy()
         now = self.observations.hours[hours][piece]
-        cycle = cyclic(now, np.zeros(1), 24.0)[0].numpy()
+        cycle = np.zeros((2, HOURS), np.float32)
+        cycle[:, : len(now)] = cyclic(now, np.zeros(1), 24.0)[0].numpy().T
         return Day(padded, np.ascontiguousarray(valid[piece].T), cycle)
 
     def _grid(self, day: Day, out: Out, start: int, part: slice) -> None:

@@ -43,7 +43,7 @@ class Cells(NamedTuple):
 
 
 class Day(NamedTuple):
-    """What the stations say: `channels` (S, C, `HOURS`), `valid` (S, T), `cycle` (2, `HOURS`) sine and cosine of UTC."""
+    """What stations say: `channels` (S, C, `HOURS`), `valid` (S, T), `cycle` (2, `HOURS`) sine and cosine of UTC."""
 
     channels: NDArray[np.float32]
     valid: NDArray[np.bool_]

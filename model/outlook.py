@@ -16,17 +16,11 @@ F inputs a block, K anomalies, J decays, T leads, Q queries, M neighbours, H kri
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -43,10 +37,6 @@ from model.outlook_inputs import (
     decays,
 )
 from model.windows import LEVELS
-
-#: Where the shipped weights lie; `DEFAULT` is seed 0, chosen before any of them was scored.
-SHIPPED = Path(__file__).parent / "weights" / "outlook"
-DEFAULT = SHIPPED / "outlook-seed0.safetensors"
 
 _STATIC = 4
 _FARTHEST, _HIGHEST = 500.0, 4.0  # km: beyond these inputs stop
@@ -270,44 +260,3 @@ class OutlookNet(nn.Module):
         low = centre - forecast.below.exp()[..., None] * below
         high = centre + forecast.above.exp()[..., None] * above
         return torch.cat([low, centre, high], dim=-1), forecast.centre + forecast.lift
-
-
-# ---- weights on disk ----
-
-
-def save(network: OutlookNet, path: Path, training: dict[str, object]) -> None:
-    """Write `path` (safetensors) and `path` with suffix .json (sizes, normalisation, how it was trained)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, temporary)
-    temporary.chmod(0o644)  # safetensors leaves 0600, which a wheel would carry to every user
-    os.replace(temporary, path)
-    described = {"config": asdict(network.config), "training": training, "sha256": digest(path)}
-    temporary.write_text(json.dumps(described, indent=1) + "\n")
-    os.replace(temporary, path.with_suffix(".json"))
-
-
-def load(path: Path = DEFAULT) -> OutlookNet:
-    """Read weights and return the network in evaluation mode.
-
-    Raises
-    ------
-    ValueError
-        One line naming the file when either file is missing or unreadable, or the weights are not the ones described.
-    """
-    try:
-        described = json.loads(path.with_suffix(".json").read_text())
-        sizes: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in described["config"].items()}
-        network = OutlookNet(OutlookConfig(**sizes))
-        network.load_state_dict(load_file(path))
-    except (OSError, AttributeError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
-        found = str(error).partition("\n")[0]
-        raise ValueError(f"{path}: expected outlook weights with a .json beside them; found {found}") from error
-    if described.get("sha256") != digest(path):
-        raise ValueError(f"{path}: SHA-256 expected {described.get('sha256')}; found {digest(path)}")
-    return network.eval()
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()

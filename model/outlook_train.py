@@ -22,6 +22,7 @@ from torch import Tensor
 from model.outlook import Layout, Outlook, OutlookConfig, OutlookNet, gather
 from model.outlook_infer import layout_of
 from model.outlook_inputs import DECAYS, HISTORY, HORIZON, Inputs, contexts, decays, read, record_of
+from model.train import pinball
 from model.windows import LEVELS, Float, Observations, Points, cyclic
 
 log = logging.getLogger("aqnet")
@@ -383,11 +384,3 @@ def loss(quantiles: Tensor, mean: Tensor, truth: Tensor, known: Tensor, recipe: 
     squared = (mean.clamp(max=_TOP).expm1() - y) ** 2 / (30 * (20 + y[known].sum() / known.sum().clamp(min=1)))
     each = pinball(truth, quantiles) + recipe.linear * linear + recipe.mean * squared
     return each[known].sum() / known.sum().clamp(min=1)
-
-
-def pinball(truth: Tensor, quantiles: Tensor) -> Tensor:
-    """Quantile loss (Koenker & Bassett 1978) summed over `LEVELS` with the widths of their cells: half the CRPS."""
-    levels = torch.tensor(LEVELS)
-    width = torch.from_numpy(np.gradient(np.array(LEVELS))).float()
-    error = truth[..., None] - quantiles
-    return (torch.maximum(levels * error, (levels - 1) * error) * width).sum(-1)

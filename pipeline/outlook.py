@@ -21,16 +21,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
-from model import outlook, outlook_baselines, outlook_infer, outlook_train
+from model import checkpoint, outlook_baselines, outlook_infer, outlook_train
 from model.outlook_inputs import DAY, HISTORY, HORIZON, record_of
 from model.windows import LEVELS, Float, Observations
 from pipeline import evaluate as public
 from pipeline import outlook_report, outlook_score, provenance
 from pipeline.atomic import replacing
-from pipeline.errors import ConfigError, InputError
+from pipeline.errors import ConfigError
 from pipeline.evaluate import Splits, Withheld
 from pipeline.outlook_score import AQNET, OutlookEvaluation, Sums
 
@@ -80,7 +79,7 @@ def train(
     index = np.flatnonzero(np.isin(codes, split.visible))
     visible = public.withhold(record, index, index[:0]).visible
     digests = public.digests(source_path, [stations, splits], split)
-    return _train(visible, _cities(stations, codes[index]), split, out, seed, steps, without, digests)
+    return _train(visible, public.cities(stations, codes[index]), split, out, seed, steps, without, digests)
 
 
 def _train(
@@ -105,16 +104,9 @@ def _train(
     path = out / f"outlook-{f'without-{without}-' if without else ''}seed{seed}.safetensors"
     described = {"seed": seed, "recipe": result.recipe, "history": result.history}
     described |= {"visible_stations": len(visible.lon), "train_hours": split.train_end} | digests
-    outlook.save(result.network, path, described)
-    log.info("wrote %s (SHA-256 %s)", path, outlook.digest(path))
+    checkpoint.save(result.network, path, described)
+    log.info("wrote %s (SHA-256 %s)", path, checkpoint.digest(path))
     return path
-
-
-def _cities(stations: Path, codes: NDArray[np.str_]) -> NDArray[np.str_]:
-    listed = pd.read_csv(stations, dtype=str)
-    if "city" not in listed.columns:
-        raise InputError(f"{stations}: column 'city' is missing; found {', '.join(listed.columns)}")
-    return listed.set_index("code")["city"].reindex(codes).fillna("").to_numpy(str)
 
 
 # ---- evaluation ----
@@ -150,13 +142,13 @@ def evaluate(
     names = list(outlook_baselines.METHODS if baselines is None else baselines)
     _check_installed(names)
     split = Splits.read(splits)
-    weights = sorted(outlook.SHIPPED.glob("outlook-seed*.safetensors")) if weights is None else weights
+    weights = sorted(checkpoint.SHIPPED_OUTLOOK.glob("outlook-seed*.safetensors")) if weights is None else weights
     record, codes = public.read_record(source_path, stations, split)
     visible = np.flatnonzero(np.isin(codes, split.visible))
     hidden = {group: np.flatnonzero(np.isin(codes, members)) for group, members in split.hidden.items()}
     parts = public.withhold(record, visible, np.concatenate(list(hidden.values())))
     digests = public.digests(source_path, [stations, splits], split)
-    city = _cities(stations, codes[visible])
+    city = public.cities(stations, codes[visible])
     files = {AQNET + path.stem.removeprefix("outlook-"): path for path in weights}
     if ablations is not None:
         files |= _ablated(parts.visible, city, split, ablations, digests)
@@ -168,7 +160,7 @@ def evaluate(
         name: _sums(name, method, parts, issues, stations_only if "without" in name else groups)
         for name, method in methods.items()
     }
-    about = _about(issues, step) | digests | {"weights": {k: outlook.digest(p) for k, p in files.items()}}
+    about = _about(issues, step) | digests | {"weights": {k: checkpoint.digest(p) for k, p in files.items()}}
     result = outlook_score.assess(sums, about, record.hours[issues] // DAY)
     out_dir.mkdir(parents=True, exist_ok=True)
     for name, text in (("outlook.json", result.to_json()), ("outlook.md", outlook_report.markdown(result))):
@@ -213,7 +205,7 @@ def _networks(files: Mapping[str, Path], parts: Withheld) -> dict[str, Method]:
 
 def _network(path: Path, parts: Withheld) -> Method:
     """AQ-Net; a visible station without a value in the history has no forecast."""
-    network = outlook.load(path)
+    network = checkpoint.load_outlook(path)
     record = record_of(parts.visible, network.config.mean, network.config.std)
 
     def forecast(issue: int) -> tuple[Pair, Pair]:

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from model import outlook, outlook_infer, outlook_inputs, outlook_train
-from model.outlook import Outlook, OutlookConfig, OutlookNet, gather
+from model import checkpoint, outlook_infer, outlook_inputs, outlook_train
+from model.outlook import Outlook, OutlookConfig, OutlookNet, Weights, gather
 from model.outlook_inputs import BLOCKS, DAY, HISTORY, HORIZON, all_leads, contexts, read, record_of
 from model.windows import LEVELS, Observations, Points
 from pipeline import evaluate as public
@@ -295,7 +295,7 @@ def test_targets_of_training_and_validation_stay_in_their_hours() -> None:
 
 
 def test_hidden_values_do_not_reach_the_network(tmp_path: Path) -> None:
-    outlook.save(network(), tmp_path / "outlook-seed0.safetensors", {})
+    checkpoint.save(network(), tmp_path / "outlook-seed0.safetensors", {})
     o = observed()
     visible, hidden = np.arange(9), np.arange(9, 12)
     changed = o.values.copy()
@@ -372,23 +372,23 @@ def test_a_record_that_begins_late_is_a_history_with_missing_hours() -> None:
 def test_weights_come_back_as_they_were_saved_and_damage_is_named(tmp_path: Path) -> None:
     path = tmp_path / "outlook-seed0.safetensors"
     net = network()
-    outlook.save(net, path, {"seed": 0})
-    back = outlook.load(path)
+    checkpoint.save(net, path, {"seed": 0})
+    back = checkpoint.load_outlook(path)
     assert back.config == net.config
     assert all(torch.equal(a, b) for a, b in zip(back.state_dict().values(), net.state_dict().values(), strict=True))
     described = json.loads(path.with_suffix(".json").read_text())
     path.with_suffix(".json").write_text(json.dumps(described | {"sha256": "0"}))
     with pytest.raises(ValueError, match="SHA-256 expected 0"):
-        outlook.load(path)
+        checkpoint.load_outlook(path)
     with pytest.raises(ValueError, match=r"nothing.safetensors: expected outlook weights"):
-        outlook.load(tmp_path / "nothing.safetensors")
+        checkpoint.load_outlook(tmp_path / "nothing.safetensors")
 
 
-@pytest.mark.parametrize("path", sorted(outlook.SHIPPED.glob("*.safetensors")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(checkpoint.SHIPPED_OUTLOOK.glob("*.safetensors")), ids=lambda path: path.stem)
 def test_shipped_weights_forecast_sensibly_and_are_small(path: Path) -> None:
     o, anomaly = ar1()
     field = outlook_infer.Field(
-        outlook.load(path), record_of(o, *_scaling(path)), o.elevation, points(), 500
+        checkpoint.load_outlook(path), record_of(o, *_scaling(path)), o.elevation, points(), 500
     )  # fmt: skip
     made = field.at_stations()
     assert path.stat().st_size < 300_000
@@ -398,7 +398,7 @@ def test_shipped_weights_forecast_sensibly_and_are_small(path: Path) -> None:
 
 
 def _scaling(path: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    config = outlook.load(path).config
+    config = checkpoint.load_outlook(path).config
     return config.mean, config.std
 
 
@@ -519,7 +519,7 @@ def test_a_station_without_history_is_not_scored() -> None:
 
 def test_gather_is_a_weighted_sum() -> None:
     channels = Outlook(*(torch.randn(6, 4) for _ in range(4)))
-    weights = outlook.Weights(torch.rand(2, 3), torch.randn(2, 2, 3), torch.rand(2, 2), torch.rand(2, 4))
+    weights = Weights(torch.rand(2, 3), torch.randn(2, 2, 3), torch.rand(2, 2), torch.rand(2, 4))
     index = torch.tensor([[0, 1, 2], [5, 3, 1]])
     kriged, attended = gather(channels, index, weights)
     expected = sum(weights.kriging[1, 0, m] * channels.centre[index[1, m]] for m in range(3))
@@ -549,9 +549,9 @@ def public_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, 
 def test_evaluation_scores_every_group_and_writes_the_page(public_record: dict[str, Path], tmp_path: Path) -> None:
     ablations = tmp_path / "ablations"
     for seed in pipeline_outlook.SEEDS:
-        outlook.save(network(seed, 0.0), tmp_path / f"outlook-seed{seed}.safetensors", {})
+        checkpoint.save(network(seed, 0.0), tmp_path / f"outlook-seed{seed}.safetensors", {})
         for part in pipeline_outlook.ABLATIONS.values():
-            outlook.save(network(seed, 0.1), ablations / f"outlook-without-{part}-seed{seed}.safetensors", {})
+            checkpoint.save(network(seed, 0.1), ablations / f"outlook-without-{part}-seed{seed}.safetensors", {})
     result = pipeline_outlook.evaluate(
         **public_record,
         out_dir=tmp_path / "out",
@@ -580,7 +580,7 @@ def test_a_baseline_whose_package_is_missing_is_named(tmp_path: Path, monkeypatc
 def test_training_writes_weights_that_say_how(public_record: dict[str, Path], tmp_path: Path) -> None:
     path = pipeline_outlook.train(**public_record, out=tmp_path / "w", seed=3, steps=1, without="attention")
     assert path.name == "outlook-without-attention-seed3.safetensors"
-    assert not outlook.load(path).config.attention
+    assert not checkpoint.load_outlook(path).config.attention
     described = json.loads(path.with_suffix(".json").read_text())["training"]
     assert described["seed"] == 3
     assert described["visible_stations"] == 14

@@ -64,6 +64,12 @@ def score(run: stages.Run, cube: xr.Dataset, month: Month) -> None:
 
 
 @stage
+def outlook(run: stages.Run) -> None:
+    """Forecast the hours after the last; see `pipeline.stages`."""
+    stages.outlook(run)
+
+
+@stage
 def validate(run: stages.Run) -> None:
     """Check the candidate; see `pipeline.stages`."""
     stages.validate(run)
@@ -90,6 +96,8 @@ def reanalysis(config: RunConfig) -> stages.Run:
             flagged = quality_control(run, cube, month)
             analyse(run, flagged, month)
             score(run, flagged, month)
+        if config.outlook_hours:
+            outlook(run)
         validate(run)
         publish(run)
     create_markdown_artifact(report.as_markdown(run), key="reanalysis-report", description="What the run took and made")

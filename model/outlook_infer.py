@@ -38,15 +38,21 @@ class Distribution:
 
 
 def outlook_blocks(
-    network: OutlookNet, observations: Observations, points: Points, levels: tuple[float, ...], issue_index: int
+    network: OutlookNet,
+    observations: Observations,
+    points: Points,
+    levels: tuple[float, ...],
+    issue_index: int,
+    horizon: int = HORIZON,
 ) -> Iterator[Block]:
-    """Forecast the 168 hours from an issue time at points, one UTC day at a time.
+    """Forecast the hours from an issue time at points, one UTC day at a time.
 
     Parameters
     ----------
     observations : record of the stations; only its hours before `issue_index` are read, the last 336 of them.
     levels : a subset of `LEVELS`.
     issue_index : index of the first hour that is forecast; the length of the record for the hours after its end.
+    horizon : hours to forecast, 1 to 168; an hour's forecast does not depend on it.
 
     Yields
     ------
@@ -57,18 +63,20 @@ def outlook_blocks(
     Raises
     ------
     ValueError
-        When the issue index lies outside the record.
+        When the issue index lies outside the record, or the horizon outside what the network forecasts.
     """
     if not 0 < issue_index <= len(observations.hours):
         raise ValueError(
             f"issue_index: expected 1 to {len(observations.hours)}, the record's hours; found {issue_index}"
         )
+    if not 0 < horizon <= HORIZON:
+        raise ValueError(f"horizon: expected 1 to {HORIZON} hours; found {horizon}")
     record = record_of(_recent(observations, issue_index), network.config.mean, network.config.std)
     issue = min(issue_index, HISTORY)
     field = Field(network, record, observations.elevation, points, issue)
     chosen = [LEVELS.index(level) for level in levels]
     first = int(observations.hours[0]) + issue_index
-    for start, stop in _days(first):
+    for start, stop in _days(first, horizon):
         made = field(slice(start, stop))
         shape = (stop - start, len(points.lon))
         yield Block(
@@ -86,11 +94,11 @@ def _recent(o: Observations, issue: int) -> Observations:
     return Observations(o.hours[start:issue], o.values[:, start:issue], o.lon, o.lat, o.elevation)
 
 
-def _days(first: int) -> Iterator[tuple[int, int]]:
+def _days(first: int, horizon: int) -> Iterator[tuple[int, int]]:
     """Runs of leads (from 0) that share a UTC day; `first` is the first hour since 1970."""
     start = 0
-    while start < HORIZON:
-        stop = min(start + DAY - (first + start) % DAY, HORIZON)
+    while start < horizon:
+        stop = min(start + DAY - (first + start) % DAY, horizon)
         yield start, stop
         start = stop
 

@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 
 from model import background, checkpoint, infer
 from model.aqnet import AQNet
+from model.outlook import OutlookNet
+from model.outlook_infer import outlook_blocks
+from model.outlook_inputs import HISTORY
 from model.windows import Estimate, Observations, Points
 from pipeline import covariates, export, qc
 from pipeline.contract import HOUR, POLLUTANTS, QUALITY_BITS, STREAMS, check_station_cube
@@ -117,11 +120,16 @@ def fields(
     """
     check_station_cube(cube)
     record = observations(cube.sel(time=slice(None, last_used(end, stream) - HOUR)))
-    land = grid.land.ravel()
-    places = Points(*(axis[land] for axis in grid.points()))
+    places = _land(grid)
     first, stop = (int(n) for n in np.searchsorted(cube["time"].values, np.array([start, end], cube["time"].dtype)))
     for block in _blocks(network, record, places, slice(first, stop), known, stream):
-        yield _field(block, cube["time"].values[block.hours], grid, land, stream)
+        yield _field(block, cube["time"].values[block.hours], grid, stream)
+
+
+def _land(grid: Grid) -> Points:
+    """Centres of the land cells."""
+    land = grid.land.ravel()
+    return Points(*(axis[land] for axis in grid.points()))
 
 
 def _blocks(
@@ -152,11 +160,9 @@ def _sample(
     return background.Covariates(at_stations, lambda hours: at_places(record.hours[hours])), at_places
 
 
-def _field(
-    block: infer.Block, time: NDArray[np.datetime64], grid: Grid, land: NDArray[np.bool_], stream: str
-) -> xr.Dataset:
+def _field(block: infer.Block, time: NDArray[np.datetime64], grid: Grid, stream: str) -> xr.Dataset:
     """One block on the grid."""
-    dims = ("time", *grid.spatial)
+    dims, land = ("time", *grid.spatial), grid.land.ravel()
     shape = (len(time), *grid.shape)
 
     def on_grid(values: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -169,7 +175,7 @@ def _field(
     data = {name: (dims, on_grid(values)) for name, values in given.items()}
     hourly = {"stream": np.full(len(time), STREAMS[stream], "int8"), "revision": np.zeros(len(time), "int32")}
     hourly["observation_count"] = block.count.astype("int32")
-    flags = (dims, _quality(data["nearest_observation_distance"][1], block.count, land.reshape(grid.shape)))
+    flags = (dims, _quality(data["nearest_observation_distance"][1], block.count, grid.land))
     coords = {"time": time, grid.spatial[0]: grid.y, grid.spatial[1]: grid.x}
     return xr.Dataset(data | {"quality_flag": flags} | {k: (("time",), v) for k, v in hourly.items()}, coords)
 
@@ -201,6 +207,59 @@ def last_used(end: np.datetime64, stream: str) -> np.datetime64:
     if stream != "final":
         return end
     return -(-end.astype("datetime64[h]").astype(np.int64) // 24) * 24 * HOUR + np.datetime64(TAIL_HOURS, "h")
+
+
+# ---- hours ahead ----
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """A trained outlook network, the name of its weights' file and their SHA-256."""
+
+    network: OutlookNet
+    name: str
+    digest: str
+
+
+def load_outlook(weights: Path | None = None) -> Outlook:
+    """Load weights of the outlook; as `load`."""
+    path = weights or checkpoint.DEFAULT_OUTLOOK
+    try:
+        return Outlook(checkpoint.load_outlook(path), path.name, checkpoint.digest(path))
+    except ValueError as problem:
+        raise ConfigError(str(problem)) from problem
+
+
+def outlook_fields(cube: xr.Dataset, grid: Grid, hours: int, outlook: Outlook) -> Iterator[xr.Dataset]:
+    """Forecast every land cell for some hours after the end of a StationCube, one UTC day at a time.
+
+    Parameters
+    ----------
+    cube : flagged StationCube that ends at the issue time; its last 336 hours are read, fewer where it is shorter.
+    grid : target grid.
+    hours : hours to forecast, 1 to 168.
+    outlook : from `load_outlook`.
+
+    Yields
+    ------
+    Dataset
+        As `fields`, of stream ``outlook``. `nearest_observation_distance` is that to the nearest station with a valid
+        PM2.5 in the hours read, `observation_count` the number of these stations: no hour ahead has observations.
+    """
+    record, levels = observations(check_station_cube(cube)), tuple(QUANTILES.values())
+    ahead = cube["time"].values[0] + np.arange(len(record.hours) + hours) * HOUR
+    for block in outlook_blocks(outlook.network, record, _land(grid), levels, len(record.hours), hours):
+        yield _field(block, ahead[block.hours], grid, "outlook")
+
+
+def outlook_first_hour(issue: np.datetime64) -> np.datetime64:
+    """First hour of observations that a forecast issued at `issue` depends on; as `first_hour`."""
+    return outlook_first_used(issue) - qc.LOOKBACK_HOURS * HOUR
+
+
+def outlook_first_used(issue: np.datetime64) -> np.datetime64:
+    """First hour whose flagged values a forecast issued at `issue` uses."""
+    return issue - HISTORY * HOUR
 
 
 # ---- at points ----

@@ -38,6 +38,9 @@ logger = logging.getLogger("aqnet")
 ENV_PREFIX = "AQNET_"
 DEFAULT_OUT = Path("out")
 
+#: Hours that the outlook network forecasts.
+OUTLOOK_HOURS = 168
+
 Bbox = tuple[float, float, float, float]
 Month = tuple[np.datetime64, np.datetime64]
 
@@ -132,6 +135,7 @@ class RunConfig(BaseSettings):
     stations : station list (CSV) where the network keeps coordinates apart.
     start, end : hours to make, UTC, half open ``[start, end)``.
     stream : ``interim`` estimates an hour from what came before it, ``final`` from the two days after it, too.
+    outlook_hours : hours from `end` on to forecast from what came before `end`, as stream ``outlook``; 0 is none.
     bbox : (west, south, east, north), degrees; see `pipeline.grid.Grid`.
     resolution : cell size in units of `crs` (degrees for EPSG:4326).
     crs : coordinate reference system of the grid.
@@ -140,6 +144,7 @@ class RunConfig(BaseSettings):
     title : title of the product; None takes the general one.
     truncated : whether an input file that ends early is an error or kept up to its last whole line.
     weights : checkpoint of the network; None is the one shipped.
+    outlook_weights : checkpoint of the outlook network, read where `outlook_hours` is above 0; None is the one shipped.
     covariates : gridded fields that estimates may use; none by default.
     seed : seed of every random draw.
     """
@@ -152,6 +157,7 @@ class RunConfig(BaseSettings):
     start: Hour
     end: Hour
     stream: Literal["interim", "final"] = "interim"
+    outlook_hours: Annotated[int, Field(ge=0, le=OUTLOOK_HOURS)] = 0
     bbox: Annotated[Bbox, NoDecode, BeforeValidator(_four)]
     resolution: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.1
     crs: str = "EPSG:4326"
@@ -163,6 +169,7 @@ class RunConfig(BaseSettings):
     title: str | None = None
     truncated: Literal["error", "keep"] = "error"
     weights: Path | None = None
+    outlook_weights: Path | None = None
     covariates: Annotated[tuple[Covariate, ...], NoDecode, BeforeValidator(_listed)] = ()
     seed: Annotated[int, Field(ge=0)] = 0
 
@@ -175,7 +182,7 @@ class RunConfig(BaseSettings):
             raise ValueError(f"expected one of {', '.join(sources.names())}; found {value!r}")
         return value
 
-    @field_validator("input", "stations", "weights")
+    @field_validator("input", "stations", "weights", "outlook_weights")
     @classmethod
     def _exists(cls, value: Path | None) -> Path | None:
         if value is not None and not value.exists():
@@ -204,12 +211,16 @@ class RunConfig(BaseSettings):
     def digest(self) -> str:
         """SHA-256 of everything here that can change a value, the same on every machine.
 
-        Of `input`, `weights` and covariates only the names count: `pipeline.provenance.lineage` digests what they hold.
-        Without covariates it is what it was before there were any.
+        Of `input`, weights and covariates only the names count: `pipeline.provenance.lineage` digests what they hold.
+        Without covariates, and without an outlook, it is what it was before there were any.
         """
-        values = self.model_dump(mode="json", exclude={"out", "covariates"})
+        later = {"covariates", "outlook_hours", "outlook_weights"}
+        values = self.model_dump(mode="json", exclude={"out", *later})
         if self.covariates:
             values["covariates"] = [c.model_dump(mode="json") | {"path": c.path.name} for c in self.covariates]
+        if self.outlook_hours:
+            weights = self.outlook_weights and self.outlook_weights.name
+            values |= {"outlook_hours": self.outlook_hours, "outlook_weights": weights}
         values |= {key: path.name for key in ("input", "weights", "stations") if (path := getattr(self, key))}
         if self.stations is not None:
             values["stations_digest"] = hashlib.sha256(self.stations.read_bytes()).hexdigest()

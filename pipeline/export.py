@@ -22,6 +22,7 @@ import xarray as xr
 import zarr
 from numpy.typing import NDArray
 
+from pipeline import outlook_fields
 from pipeline.atomic import replacing
 from pipeline.contract import FIELD_NAMES, FIELDS, STREAMS, FieldSpec
 from pipeline.errors import ConfigError, ProductError
@@ -126,7 +127,8 @@ def export_netcdf(
         first, last = (str(day).replace("-", "") for day in piece["time"].values[[0, -1]].astype("datetime64[D]"))
         name = f"pm25_{domain}_aqnet_{stream}_v{version}_hourly_{first}-{last}.nc"
         with replacing(out_dir / name) as path:
-            _write_netcdf(piece, path, {"id": name.removesuffix(".nc"), "product_version": version})
+            own = {"id": name.removesuffix(".nc"), "product_version": version}
+            _write_netcdf(outlook_fields.issued(piece), path, own)
         files.append(out_dir / name)
         log.info("wrote %s", out_dir / name)
     return files
@@ -134,7 +136,8 @@ def export_netcdf(
 
 def _attrs(cube: xr.Dataset, own: Mapping[str, str]) -> dict[str, Any]:
     """Global attributes of a download: the cube's, with the extent, period and identifier of this part of it."""
-    attrs = {**cube.attrs, **extent(cube), **time_coverage(_hours(cube)), "tracking_id": _NO_ID, **own}
+    found = {**outlook_fields.describe(cube), **extent(cube), **time_coverage(_hours(cube))}
+    attrs = {**found, "tracking_id": _NO_ID, **own}
     order = {name: place for place, name in enumerate(_FIRST)} | {"history": len(attrs)}
     return {name: attrs[name] for name in sorted(attrs, key=lambda name: order.get(name, len(_FIRST)))}
 
@@ -169,13 +172,12 @@ def _lay_netcdf(file: netCDF4.Dataset, cube: xr.Dataset) -> None:
     """Define dimensions and variables (time unlimited) and write the coordinates."""
     spatial = ("y", "x") if "y" in cube.dims else ("lat", "lon")
     static = cube.coords.to_dataset().drop_dims("time")
-    for name in ("time", *map(str, static.sizes), "bnds"):
-        if name not in file.dimensions:
-            file.createDimension(name, None if name == "time" else cube.sizes.get(name, 2))
+    for name in ("time", *spatial, *sorted({*map(str, static.sizes), "bnds"} - {*spatial})):
+        file.createDimension(name, None if name == "time" else cube.sizes.get(name, 2))
     hours = _hours(cube)
     _define(file, "time", ("time",), "f8", TIME_ATTRS, chunks=(744,))[:] = hours
     _define(file, "time_bnds", ("time", "bnds"), "f8", {}, chunks=(744, 2))[:] = np.stack([hours, hours + 1], axis=-1)
-    for key, variable in static.variables.items():
+    for key, variable in sorted(static.variables.items()):  # Zarr lists them as they happen to arrive
         _define(file, str(key), variable.dims, variable.dtype, variable.attrs)[...] = variable.values
     for spec in FIELDS:
         _define_field(file, spec, spatial)
@@ -185,7 +187,10 @@ def _define_field(file: netCDF4.Dataset, spec: FieldSpec, spatial: tuple[str, st
     """A field, in chunks of a day by 64 x 64 cells: a fair price for maps and for series."""
     chunks = (BLOCK, *(min(CHUNK, len(file.dimensions[name])) for name in spatial)) if spec.gridded else (744,)
     fill = _MISSING if spec.dtype == "float32" else False
-    _define(file, spec.name, spec.dims(spatial), spec.dtype, field_attrs(spec, spatial), chunks, fill)
+    attrs = field_attrs(spec, spatial)
+    if outlook_fields.ISSUE_TIME in file.variables:
+        attrs["coordinates"] = " ".join(filter(None, [attrs.get("coordinates"), outlook_fields.ISSUE_TIME]))
+    _define(file, spec.name, spec.dims(spatial), spec.dtype, attrs, chunks, fill)
 
 
 def _define(

@@ -26,6 +26,7 @@ from pipeline import (
     harmonise,
     maps,
     memory,
+    outlook_fields,
     provenance,
     qc,
     quality_report,
@@ -75,6 +76,7 @@ class Run:
     lineage: dict[str, str]
     candidate: write.Candidate
     known: tuple[covariates.Field, ...] = ()
+    outlook: analyse.Outlook | None = None
     stages: list[Stage] = field(default_factory=list)
     quality: list[Record] = field(default_factory=list)
     observed: list[xr.DataArray] = field(default_factory=list)
@@ -110,6 +112,7 @@ def begin(config: RunConfig, run_id: str) -> Iterator[Run]:
         Before any work, when weights, input or cube do not allow this run.
     """
     grid, network = config.grid(), analyse.load(config.weights)
+    outlook = analyse.load_outlook(config.outlook_weights) if config.outlook_hours else None
     start, end = naive(config.start), naive(config.end)
     known = covariates.open_all(config.covariates)
     covariates.check(known, grid, start, end)
@@ -117,8 +120,8 @@ def begin(config: RunConfig, run_id: str) -> Iterator[Run]:
     lineage = provenance.lineage(config.digest(), inputs, network.digest, run_id)
     title = {"title": config.title} if config.title else {}
     attrs = lineage | sources.find(config.source).state(config.input) | title | covariates.describe(config.covariates)
-    with write.begin(config.out / CUBE, grid, start, end, attrs) as candidate:
-        yield Run(config, run_id, grid, network, inputs, lineage, candidate, known)
+    with write.begin(config.out / CUBE, grid, start, end, attrs, config.outlook_hours) as candidate:
+        yield Run(config, run_id, grid, network, inputs, lineage, candidate, known, outlook)
 
 
 def ingest(run: Run, month: Month) -> xr.Dataset:
@@ -127,13 +130,17 @@ def ingest(run: Run, month: Month) -> xr.Dataset:
     Stations outside the grid count as far as an estimate reaches; one inside is needed.
     """
     first, end = analyse.first_hour(month[0]), analyse.last_used(month[1], run.config.stream)
-    config, around = run.config, run.grid.surroundings(analyse.EXTRAPOLATED_KM)
     with run.measured("ingest", _label(month)) as stage:
-        files = config.source, config.input, config.stations
-        tables = sources.read(*files, first, end, run.grid.bbox, config.truncated, around)
-        cube = harmonise.to_cube(tables, first, end)
+        cube = _read(run, first, end)
         stage.rows, stage.unit = cube.sizes["time"] * cube.sizes["station"], "station hours"
     return cube
+
+
+def _read(run: Run, first: np.datetime64, end: np.datetime64) -> xr.Dataset:
+    config, around = run.config, run.grid.surroundings(analyse.EXTRAPOLATED_KM)
+    files = config.source, config.input, config.stations
+    tables = sources.read(*files, first, end, run.grid.bbox, config.truncated, around)
+    return harmonise.to_cube(tables, first, end)
 
 
 def quality_control(run: Run, cube: xr.Dataset, month: Month) -> xr.Dataset:
@@ -174,6 +181,35 @@ def score_month(run: Run, cube: xr.Dataset, month: Month) -> None:
         stage.rows, stage.unit = len(table), "methods"
 
 
+def outlook(run: Run) -> None:
+    """Forecast the hours after the run's last, as far as it asks for that.
+
+    Where the cube holds analysed hours after the issue time it says so and leaves them.
+    """
+    if run.outlook is None:
+        return
+    issue, last = (np.datetime64(hour, "h") for hour in (run.candidate.issue, run.candidate.hours[1]))
+    if last == issue:
+        logger.warning("no outlook: the cube holds analysed hours after %s, the end of this run", issue)
+        return
+    with run.measured("outlook", _label((issue, last))) as stage:
+        stage.rows, stage.unit = _write_outlook(run, run.outlook, issue), "cell hours"
+        run.candidate.commit(f"aqnet run {run.run_id}: outlook {_label((issue, last))}")
+
+
+def _write_outlook(run: Run, network: analyse.Outlook, issue: np.datetime64) -> int:
+    """Forecast from a reading of its own, which ends at the issue time; return the cell hours written."""
+    cube = _read(run, analyse.outlook_first_hour(issue), issue)
+    flagged, written = qc.flag(cube, analyse.outlook_first_used(issue)), 0
+    for block in analyse.outlook_fields(flagged, run.grid, run.config.outlook_hours, network):
+        write.write_block(run.candidate, block)
+        written += block["pm2p5"].size
+    said = outlook_fields.attrs(issue, network.name, network.digest)
+    write.describe_outlook(run.candidate, said)
+    run.lineage.update(said)
+    return written
+
+
 def validate(run: Run) -> None:
     """Check all that the run wrote, and that its inputs are still those that its lineage names.
 
@@ -202,6 +238,8 @@ def publish(run: Run) -> None:
         run.files["cube"] = run.candidate.path
         for observed in run.observed:
             _publish_month(run, cube, observed)
+        if run.candidate.hours[1] > run.candidate.issue:
+            _publish_outlook(run, cube)
         run.files["quality control"] = _write_quality_report(run, products / QUALITY_REPORT)
         run.files["lineage"] = provenance.write_lineage(products / LINEAGE, run.lineage, run.inputs)
         stage.rows, stage.unit = len(run.files), "products"
@@ -219,6 +257,26 @@ def _publish_month(run: Run, cube: xr.Dataset, observed: xr.DataArray) -> None:
         if min(run.grid.shape) > 1:  # one row or column of cells is no map
             picture = maps.summary_figure(cube.sel(time=slice(first, last)), path.with_suffix(".png"), observed)
             run.files[f"map {month}"] = picture
+
+
+def _publish_outlook(run: Run, cube: xr.Dataset) -> None:
+    """Cut NetCDF and map of the outlook from the published cube."""
+    domain, version, products = run.config.domain, run.config.version, run.config.out / PRODUCTS
+    files = export.export_netcdf(cube, products, domain, "outlook", version)
+    days = [path.stem[-17:].split("-") for path in files]
+    run.files |= {f"outlook {first[:4]}-{first[4:6]}": path for (first, _), path in zip(days, files, strict=True)}
+    if min(run.grid.shape) > 1:
+        picture = files[0].with_name(f"{files[0].stem[:-8]}{days[-1][1]}.png")
+        run.files["map outlook"] = _draw_outlook(export.subset(cube, "outlook"), picture)
+
+
+def _draw_outlook(cube: xr.Dataset, path: Path) -> Path:
+    """Map the mean of an outlook and the mean width of its interval."""
+    issue, last = outlook_fields.issue_time(cube), (cube["time"].values[-1] + HOUR).astype("M8[h]")
+    mean, width = (part.mean("time") for part in (cube["pm2p5"], cube["pm2p5_p95"] - cube["pm2p5_p05"]))
+    title = f"PM2.5 outlook issued {issue} UTC: mean of the hours to {last}"
+    said = f"Forecast with {cube.attrs['outlook_weights']}; right: mean width of the 90 % interval."
+    return maps.draw(mean.assign_attrs(cube.attrs), path, title=title, uncertainty=width, provenance=said)
 
 
 def _write_quality_report(run: Run, path: Path) -> Path:
@@ -239,14 +297,16 @@ def write_report(run: Run, path: Path) -> Path:
 
 def _digests(config: RunConfig) -> dict[str, str]:
     """SHA-256 of every file that the run reads, by name."""
-    period = analyse.first_hour(naive(config.start)), analyse.last_used(naive(config.end), config.stream)
-    found = sources.input_digests(config.source, config.input, *period, config.stations)
+    start, end = naive(config.start), naive(config.end)
+    first = min(analyse.first_hour(start), analyse.outlook_first_hour(end) if config.outlook_hours else start)
+    last = analyse.last_used(end, config.stream)
+    found = sources.input_digests(config.source, config.input, first, last, config.stations)
     return found | covariates.digests(config.covariates)
 
 
 def _days(run: Run) -> Iterator[xr.Dataset]:
-    """The run's hours of the candidate, a UTC day at a time."""
-    start, end = run.hours
+    """The run's hours of the candidate, those of its outlook too, a UTC day at a time."""
+    start, end = (np.datetime64(hour, "h") for hour in run.candidate.hours)
     cube = run.candidate.open()
     one = np.timedelta64(1, "D")
     for day in np.arange(start.astype("M8[D]"), end, one):

@@ -22,8 +22,8 @@ import xarray as xr
 import zarr
 from numpy.typing import NDArray
 
-from pipeline import atomic
-from pipeline.contract import FIELD_NAMES, FIELDS, check_cube
+from pipeline import atomic, outlook_fields
+from pipeline.contract import FIELD_NAMES, FIELDS, STREAMS, check_cube
 from pipeline.errors import ProductError
 from pipeline.grid import Grid, extent
 from pipeline.layout import BLOCK, FILL, GLOBAL_ATTRS, Group, extend, lay, plain, time_coverage, to_hours
@@ -58,7 +58,8 @@ class Candidate:
     path, grid : the repository and its grid.
     run_id : identifier of the run; the branch is ``candidate-<run_id>``.
     revision : the tag that publication will give, ``r1``, ``r2`` ...
-    hours : the run's own hours (first, last + 1) since 1970-01-01.
+    hours : the run's own hours (first, last + 1) since 1970-01-01, those of its outlook included.
+    issue : hour from which on they are an outlook; without one the hour after the last.
     base : snapshot of ``main`` that the candidate grew from; `published` is that revision's group, or None.
     """
 
@@ -67,6 +68,7 @@ class Candidate:
     run_id: str
     revision: str
     hours: tuple[int, int]
+    issue: int
     repo: icechunk.Repository
     base: str
     published: Group | None
@@ -100,16 +102,25 @@ class Candidate:
     def commit(self, message: str) -> None:
         """Save what was written so far on the candidate branch."""
         group = self.group
-        produced = group["time"][:][group["stream"][:] != FILL["stream"]]
+        stream = group["stream"][:]
+        produced = group["time"][:][stream != FILL["stream"]]
         if len(produced):
             group.attrs.update(time_coverage(produced))
+        if not (stream == STREAMS["outlook"]).any():
+            for name in set(group.attrs) - set(outlook_fields.without(group.attrs)):
+                del group.attrs[name]
         if self.session.has_uncommitted_changes:
             self.session.commit(message)
             self.session = self.repo.writable_session(self.branch)
 
 
-def begin(path: str | Path, grid: Grid, start: object, end: object, attrs: Mapping[str, str]) -> Candidate:
-    """Begin a revision for the hours [start, end).
+def begin(
+    path: str | Path, grid: Grid, start: object, end: object, attrs: Mapping[str, str], outlook_hours: int = 0
+) -> Candidate:
+    """Begin a revision for the hours [start, end) and an outlook of the hours from ``end`` on.
+
+    The cube's outlook is that of one issue time, the end of what is analysed: where the cube holds analysed hours from
+    ``end`` on, the candidate has no outlook.
 
     Parameters
     ----------
@@ -117,14 +128,15 @@ def begin(path: str | Path, grid: Grid, start: object, end: object, attrs: Mappi
     grid : the run's grid; must be the cube's.
     start, end : whole hours, UTC, half open.
     attrs : global attributes that the run adds (title, lineage ...); ``flow_run_id`` names the candidate.
+    outlook_hours : hours of the outlook.
 
     Raises
     ------
     ProductError
         When another run is writing the cube, the cube is on another grid or begins after ``start``.
     """
-    path, hours = Path(path), (to_hours(start), to_hours(end))
-    if hours[0] >= hours[1]:
+    path, first, issue = Path(path), to_hours(start), to_hours(end)
+    if first >= issue:
         raise ProductError(f"{path}: the run's start {start} must be before its end {end}")
     with ExitStack() as stack:
         busy = ProductError(f"{path}: another run is writing this cube; wait for it to end, or stop it")
@@ -133,10 +145,11 @@ def begin(path: str | Path, grid: Grid, start: object, end: object, attrs: Mappi
         _clean(repo)
         base, run_id = repo.lookup_branch("main"), attrs.get("flow_run_id") or uuid4().hex
         published = _published(repo)
+        hours = first, issue if outlook_fields.analysed_from(published, issue) else issue + outlook_hours
         repo.create_branch(f"candidate-{run_id}", base)
         session = repo.writable_session(f"candidate-{run_id}")
         revision = f"r{len(repo.list_tags()) + 1}"
-        candidate = Candidate(path, grid, run_id, revision, hours, repo, base, published, session, lock)
+        candidate = Candidate(path, grid, run_id, revision, hours, issue, repo, base, published, session, lock)
         _lay_or_extend(candidate, attrs)
         stack.pop_all()
     return candidate
@@ -200,8 +213,9 @@ def _check_same(candidate: Candidate, old: Group) -> None:
 def _global_attrs(candidate: Candidate, attrs: Mapping[str, str]) -> dict[str, Any]:
     """Return CF and ACDD attributes of the revision; the run's own win."""
     now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    first, last = (np.datetime64(hour, "h") for hour in candidate.hours)
-    line = f"{now} aqnet run {candidate.run_id}: hours {first} to {last}, revision {candidate.revision}"
+    first, last, issue = (np.datetime64(hour, "h") for hour in (*candidate.hours, candidate.issue))
+    ahead = f", outlook to {last}" if last > issue else ""
+    line = f"{now} aqnet run {candidate.run_id}: hours {first} to {issue}{ahead}, revision {candidate.revision}"
     earlier = candidate.published.attrs.get("history") if candidate.published is not None else None
     return {
         **GLOBAL_ATTRS,
@@ -235,6 +249,21 @@ def write_block(candidate: Candidate, block: xr.Dataset) -> None:
     values["revision"] = _revision(candidate.published, values, at)
     for name, array in values.items():
         group[name][at] = array
+
+
+def describe_outlook(candidate: Candidate, attrs: Mapping[str, str]) -> None:
+    """Say of what issue time and weights the candidate's outlook is, and take back the hours of an earlier one.
+
+    Outlook hours that an earlier run published and this one does not write become as if never produced, but for their
+    ``revision``, which counts that too.
+
+    Parameters
+    ----------
+    attrs : from `pipeline.outlook_fields.attrs`.
+    """
+    candidate.group.attrs.update(plain(attrs))
+    if candidate.published is not None:
+        outlook_fields.take_back(candidate.group, candidate.published, *candidate.hours)
 
 
 def _stored(values: NDArray[Any]) -> NDArray[Any]:

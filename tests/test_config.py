@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import hashlib
+import json
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
@@ -83,6 +85,9 @@ def test_bbox_of_the_environment(fields: dict[str, object], monkeypatch: pytest.
         ({"truncated": "maybe"}, r"--truncated: expected to be 'error' or 'keep'; found 'maybe'"),
         ({"domain": "../x"}, r"--domain: expected to match pattern .*; found '../x'"),
         ({"seed": -1}, r"--seed: expected .*; found -1"),
+        ({"outlook_hours": 169}, r"--outlook_hours: expected to be less than or equal to 168; found 169"),
+        ({"outlook_hours": -1}, r"--outlook_hours: expected to be greater than or equal to 0; found -1"),
+        ({"outlook_weights": "/nope.safetensors"}, r"--outlook_weights: .* found nothing at /nope.safetensors"),
     ],
 )
 def test_a_bad_field_is_named_with_expected_and_found(
@@ -188,3 +193,24 @@ def test_utc_hour_is_the_same_instant(time: datetime, zone: int) -> None:
 def test_the_example_configuration_names_real_fields() -> None:
     example = Path(__file__).parents[1] / "configs" / "example.toml"
     assert set(config.read_toml(example)) <= set(RunConfig.model_fields)
+
+
+def test_an_outlook_is_off_by_default_and_counts_in_the_digest_when_on(
+    fields: dict[str, object], tmp_path: Path
+) -> None:
+    weights = tmp_path / "mine.safetensors"
+    weights.touch()
+    off = from_sources(None, fields)
+    assert off.outlook_hours == 0
+    assert from_sources(None, fields | {"outlook_weights": weights}).digest() == off.digest()  # none is made
+    on = from_sources(None, fields | {"outlook_hours": 24})
+    assert on.digest() != off.digest()
+    for change in ({"outlook_hours": 25}, {"outlook_hours": 24, "outlook_weights": weights}):
+        assert from_sources(None, fields | change).digest() not in (on.digest(), off.digest())
+
+
+def test_the_digest_without_an_outlook_is_that_of_before_there_was_one(fields: dict[str, object]) -> None:
+    found = from_sources(None, fields | {"version": "0.1.0"})
+    before = found.model_dump(mode="json", exclude={"out", "covariates", "outlook_hours", "outlook_weights"})
+    before["input"] = "observed.csv"
+    assert found.digest() == hashlib.sha256(json.dumps(before, sort_keys=True).encode()).hexdigest()

@@ -2,17 +2,17 @@
 
 The whole network in one file. Four parts, each cheap where it runs often:
 
-* `Kriging` turns the layout of the K nearest stations of a place into ordinary-kriging weights, once a place: a set for
-  each band of time scale, since hourly swings reach less far than the level of a week.
+* `Kriging` turns the layout of the stations around a place into ordinary-kriging weights of all of them, once a place:
+  a set for each band of time scale, since hourly swings reach less far than the level of a week.
 * `Encoder` reads the recent history of every station, what its neighbours say of it included, and gives it a few
   channels an hour: the bands of its own value, corrected, an embedding, and how far its neighbours were off there.
 * `NeuralKNN` adds attention weights over the nearest few stations, which carry the latter to the place.
 * `Head` turns the weighted sums into quantiles and a mean.
 
-Gridding is then sums over the neighbours of a cell and a small pointwise network, both compiled (`model.infer`).
+Gridding is then matrix products and a small pointwise network (`model.infer`).
 
-Shapes: S stations, L window hours, T output hours, Q queries, K neighbours, A neighbours of attention, B bands,
-E embedding channels, F input features, G terrain features, R sets of kriging parameters, N = len(LEVELS).
+Shapes: S stations, L window hours, T output hours, Q queries, A neighbours of attention, B bands, E embedding channels,
+F input features, G terrain features, R sets of kriging parameters, N = len(LEVELS).
 Concentrations are handled as z, see `model.windows.to_z`; distances in km.
 """
 
@@ -39,8 +39,15 @@ MODES = tuple(SCALES)
 BANDS = 4
 
 #: Rows of the kriging parameters: the bands of each mode, then the whole value, by which stations judge one another.
-_WHOLE = BANDS * len(MODES)
-_SETS = _WHOLE + 1
+WHOLE = BANDS * len(MODES)
+_SETS = WHOLE + 1
+
+
+def band_rows(mode: str) -> list[int]:
+    """Rows of the kriging parameters that a mode's bands have."""
+    first = BANDS * MODES.index(mode)
+    return list(range(first, first + BANDS))
+
 
 #: Time scale over which the errors at the stations are averaged, hours (as `SCALES`).
 _ERROR_SCALE = {"interim": 2.0, "final": 1.5}
@@ -60,7 +67,6 @@ class AQNetConfig:
     hours.
     """
 
-    neighbours: int = 48
     near: int = 16
     lead_hours: int = 48
     tail_hours: int = 48
@@ -74,9 +80,9 @@ class AQNetConfig:
 
 
 class Geometry(NamedTuple):
-    """Layout of the K nearest stations of each query, nearest first.
+    """Layout of I places and the K stations that tell of them; a batch of such layouts has more axes in front.
 
-    `distance` (Q, K), `between` (Q, K, K) km; `place` (Q, G), `stations` (Q, K, G) terrain features.
+    `distance` (..., I, K), `between` (..., K, K) km; `place` (..., I, G), `stations` (..., K, G) terrain features.
     """
 
     distance: Tensor
@@ -86,10 +92,26 @@ class Geometry(NamedTuple):
 
 
 class Surroundings(NamedTuple):
-    """What each station's neighbours say of it: weights (S, K) on the stations `index` (S, K)."""
+    """What stations say of one another: kriging weights (S, S), rows of the station that is spoken of.
 
-    index: Tensor  # type: ignore[assignment]
-    weights: Tensor
+    `alone` has those of all others, `apart` those of the others that lie farther away; neither a station's own.
+    """
+
+    alone: Tensor
+    apart: Tensor
+
+
+class System(NamedTuple):
+    """Ordinary kriging of S stations, solved.
+
+    With P the inverse of their covariance: `precision` (R, S, S) is P - P 1 1' P / 1' P 1, whose rows sum to 0; the
+    mean is estimated with weights `mean` (R, S) and `variance` (R,). Weights for a place of covariances c with the
+    stations are precision c + mean, the multiplier is variance - mean' c.
+    """
+
+    precision: Tensor
+    mean: Tensor
+    variance: Tensor
 
 
 class Channels(NamedTuple):
@@ -108,18 +130,18 @@ class Channels(NamedTuple):
 class Weights(NamedTuple):
     """What `NeuralKNN` gives each query, once.
 
-    `bands` (Q, B, K), rows sum to 1, may be negative; `attention` (Q, A) > 0 over the nearest A, rows sum to 1;
-    `variance` (Q, B) of a new observation, in z; `static` (Q, G + 1).
+    `bands` (Q, B, S) of all stations, rows sum to 1, may be negative; `attention` (Q, A) > 0 of the nearest A, rows sum
+    to 1; `variance` (Q, B) of a new observation, in z; `near` (Q, 1), log(1 + km) to the nearest station.
     """
 
     bands: Tensor
     attention: Tensor
     variance: Tensor
-    static: Tensor
+    near: Tensor
 
 
 class Sums(NamedTuple):
-    """Weighted sums over the neighbours of a query and hour: what `Head` sees of the observations.
+    """Weighted sums over the stations around a query in an hour: what `Head` sees of the observations.
 
     `bands` (Q, T, B); `error` (Q, T) nearby; `heard` (Q, T); `embedding` (Q, T, E).
     """
@@ -160,7 +182,7 @@ class Kriging(nn.Module):
         Their terrain features are a (..., I, G) and b (..., J, G).
         """
         lead = (-1,) + (1,) * distance.dim()
-        factor = self.log_factor[rows].exp().view(len(rows), *(1,) * (a.dim() - 1), -1)
+        factor = self.log_factor[rows].exp().view(len(rows), *(1,) * (a.dim() - 1), -1).to(a.dtype)
         d2 = distance**2 + 1e-6 + _squared_distance(factor * a, factor * b)
         out = torch.einsum("...ig,rg,...jg->r...ij", a, self.log_drift[rows].exp().to(a.dtype), b)
         for j in range(2):
@@ -181,21 +203,34 @@ class Kriging(nn.Module):
         return torch.exp(0.3 * torch.einsum("rg,...g->r...", slope, features.clamp(-3, 3)))
 
     def forward(self, geometry: Geometry, rows: list[int]) -> tuple[Tensor, Tensor]:
-        """Weights (Q, R, K), rows sum to 1 and may be negative, and variance of a new observation (Q, R), scaled."""
-        K = geometry.distance.shape[1]
+        """Weights (R, ..., I, K), rows sum to 1 and may be negative, and variance of a new observation (R, ..., I)."""
         nugget = self.log_nugget[rows].exp()
-        matrix = self.covariance(geometry.between, geometry.stations, geometry.stations, rows)  # (R, Q, K, K)
-        matrix = matrix + nugget.view(-1, 1, 1, 1) * torch.eye(K)
-        towards = self.covariance(geometry.distance[:, None], geometry.place[:, None], geometry.stations, rows)
-        towards = towards[:, :, 0]  # (R, Q, K)
-        factorised = torch.linalg.cholesky(matrix)
-        solved = torch.cholesky_solve(torch.stack([towards, torch.ones_like(towards)], dim=-1), factorised)
-        plain, ones = solved.unbind(-1)
-        multiplier = (1 - plain.sum(-1)) / ones.sum(-1)
-        weight = plain + multiplier[..., None] * ones
-        left = self.variance(geometry.place, rows) + nugget[:, None] - (weight * towards).sum(-1) + multiplier
-        scaled = (left * self.log_scale[rows].exp()[:, None]).clamp(min=1e-4)
-        return weight.transpose(0, 1), scaled.T
+        lead = (-1,) + (1,) * geometry.between.dim()
+        matrix = self.covariance(geometry.between, geometry.stations, geometry.stations, rows)  # (R, ..., K, K)
+        matrix = matrix + nugget.view(lead) * torch.eye(matrix.shape[-1], dtype=matrix.dtype)
+        towards = self.covariance(geometry.distance, geometry.place, geometry.stations, rows)  # (R, ..., I, K)
+        factorised, ones = torch.linalg.cholesky(matrix), torch.ones_like(matrix[..., :1])
+        plain, spread = (torch.cholesky_solve(x, factorised).mT for x in (towards.mT, ones))  # (R, ..., I or 1, K)
+        multiplier = (1 - plain.sum(-1, keepdim=True)) / spread.sum(-1, keepdim=True)
+        weight = plain + multiplier * spread
+        left = multiplier[..., 0] - (weight * towards).sum(-1) + nugget.view(lead[:-1])
+        return weight, self.scaled(self.variance(geometry.place, rows) + left, rows)
+
+    def scaled(self, variance: Tensor, rows: list[int]) -> Tensor:
+        """Kriging variance (R, ...) -> that of the residuals in training."""
+        scale = self.log_scale[rows].exp().to(variance.dtype)
+        return (variance * scale.view(-1, *(1,) * (variance.dim() - 1))).clamp(min=1e-4)
+
+    def system(self, between: Tensor, stations: Tensor, rows: list[int]) -> System:
+        """Solve, in float64, for stations `between` (S, S) km apart with terrain features (S, G)."""
+        terrain = stations.double()
+        noise = self.log_nugget[rows].exp().view(-1, 1, 1) * torch.eye(len(terrain), dtype=torch.float64)
+        root = torch.linalg.cholesky(self.covariance(between.double(), terrain, terrain, rows) + noise)
+        inverse = torch.cholesky_inverse(root)
+        ones = inverse.sum(2)
+        variance = 1 / ones.sum(1)
+        mean = ones * variance[:, None]
+        return System(inverse - mean[:, :, None] * ones[:, None], mean, variance)
 
 
 def _squared_distance(a: Tensor, b: Tensor) -> Tensor:
@@ -224,16 +259,13 @@ class Encoder(nn.Module):
             nn.Linear(3 * d, d), nn.SiLU(), _quiet(nn.Linear(d, BANDS + config.embedding), 0.1)
         )
 
-    def forward(self, window: Window, alone: Surroundings, apart: Surroundings, mode: str = "interim") -> Channels:
-        """Channels of the T hours between the lead and (final mode) the tail of a window.
-
-        `alone` has what the other stations say of each, `apart` what those say that lie farther away.
-        """
+    def forward(self, window: Window, around: Surroundings, mode: str = "interim") -> Channels:
+        """Channels of the T hours between the lead and (final mode) the tail of a window."""
         lead, stop = self.config.lead_hours, window.z.shape[1] - self._tail(mode)
         with torch.no_grad():
-            filled, departure = fill(window, alone, two_sided=mode == "final")
+            filled, departure = fill(window, around.alone, two_sided=mode == "final")
             bands = bands_of(filled, window.valid.any(0), mode)[:, lead:stop]
-            error, heard = (x[:, lead:stop] for x in recent_error(window, filled, (alone, apart), mode))
+            error, heard = (x[:, lead:stop] for x in recent_error(window, filled, around, mode))
         corrected, embedding = self.read(window, filled, departure, mode)
         return Channels(bands + 0.3 * corrected, embedding, error, heard)
 
@@ -268,13 +300,6 @@ class Encoder(nn.Module):
         return self.config.tail_hours if mode == "final" else 0
 
 
-def say(values_SL: Tensor, around: Surroundings) -> Tensor:
-    """What the neighbours say of each station (S, L); of a station without neighbours, its own."""
-    if not around.index.shape[1]:
-        return values_SL
-    return torch.einsum("sk,skl->sl", around.weights, values_SL[around.index])
-
-
 #: Rounds in which gaps are filled from neighbours that may be gaps themselves.
 _ROUNDS = 8
 
@@ -285,8 +310,12 @@ _THIN = 0.1
 _MEMORY = 12.0
 
 
-def fill(window: Window, around: Surroundings, two_sided: bool) -> tuple[Tensor, Tensor]:
-    """Fill the gaps of z by kriging from the neighbours and the station's own departure from that.
+def fill(window: Window, alone: Tensor, two_sided: bool) -> tuple[Tensor, Tensor]:
+    """Fill the gaps of z by kriging from the others and the station's own departure from that.
+
+    Parameters
+    ----------
+    alone : (S, S), see `Surroundings`; zeros of a station that is by itself.
 
     Returns
     -------
@@ -297,10 +326,10 @@ def fill(window: Window, around: Surroundings, two_sided: bool) -> tuple[Tensor,
     hour = (z * valid).sum(0) / valid.sum(0).clamp(min=1)
     x = torch.where(valid, z, hour)
     said = hour.expand_as(z)
-    for _ in range(_ROUNDS if around.index.shape[1] else 0):
-        said = say(x, around)
+    for _ in range(_ROUNDS if len(z) > 1 else 0):
+        said = alone @ x
         x = torch.where(valid, z, said)
-    departure = torch.where(valid, z - said, 0.0) if around.index.shape[1] else torch.zeros_like(z)
+    departure = torch.where(valid, z - said, 0.0) if len(z) > 1 else torch.zeros_like(z)
     filled = torch.where(valid, z, said + _carried(departure, valid, two_sided))
     return torch.where(valid, z, _through_thin_hours(filled, valid)), departure
 
@@ -347,18 +376,18 @@ def bands_of(filled_SL: Tensor, some_L: Tensor, mode: str) -> Tensor:
     return torch.stack([*bands, smooth[-1]], dim=-1)
 
 
-def recent_error(window: Window, filled: Tensor, arounds: tuple[Surroundings, ...], mode: str) -> tuple[Tensor, Tensor]:
-    """How far neighbours were off at stations in recent hours, and the share of these with an observation; (S, L)."""
-    off = sum((window.z - say(filled, around)).abs() for around in arounds) * window.valid
+def recent_error(window: Window, filled: Tensor, around: Surroundings, mode: str) -> tuple[Tensor, Tensor]:
+    """How far the others were off at stations in recent hours, and the share of these with an observation; (S, L)."""
+    off = sum((window.z - weights @ filled).abs() for weights in around) * window.valid
     recent = kernel(_ERROR_SCALE[mode], filled.shape[1], mode)
     recent = (recent / recent.sum(1, keepdim=True)).T
     return off @ recent, window.valid.float() @ recent
 
 
 class NeuralKNN(nn.Module):
-    """Layout of the K nearest stations -> weights of each; computed once a query, not once an hour.
+    """Layout of the stations around a place -> weights of each; computed once a query, not once an hour.
 
-    The attention set is a softmax that starts at the positive kriging weights of the whole value and learns a
+    The attention set is a softmax over the nearest A that starts at their positive kriging weights and learns a
     correction from distances and terrain.
     """
 
@@ -368,27 +397,29 @@ class NeuralKNN(nn.Module):
         self.kriging = Kriging()
         self.score = nn.Sequential(nn.Linear(4 + TERRAIN_FEATURES, 16), nn.SiLU(), _quiet(nn.Linear(16, 1), 0.0))
 
-    def whole(self, geometry: Geometry) -> Tensor:
-        """Kriging weights (Q, K) of the whole value."""
-        return self.kriging(geometry, [_WHOLE])[0][:, 0]
+    def forward(self, geometry: Geometry, index_QA: Tensor, mode: str = "interim") -> Weights:
+        """Weights of every station, and of the nearest A `index_QA`, for every query; `geometry` has no batch axes."""
+        weight, variance = self.kriging(Geometry(*(part.double() for part in geometry)), band_rows(mode))
+        nearest = nearest_of(geometry, index_QA)
+        distance, whole = nearest.distance[:, 0], self.kriging(nearest, [WHOLE])[0][0, :, 0]
+        near = distance[:, :1].clamp(max=FARTHEST).log1p()
+        attention = self.attention(whole, distance, geometry.place, nearest.stations)
+        return Weights(weight.transpose(0, 1).float(), attention, variance.T.float(), near)
 
-    def forward(self, geometry: Geometry, mode: str = "interim") -> Weights:
-        """Weights of every neighbour of every query."""
-        first = BANDS * MODES.index(mode)
-        weight, variance = self.kriging(geometry, [*range(first, first + BANDS), _WHOLE])
-        near = geometry.distance[:, :1].clamp(max=FARTHEST).log1p()
-        static = torch.cat([geometry.place.clamp(-3, 3), near], dim=-1)
-        attention = self.attention(geometry, weight[:, BANDS])
-        return Weights(weight[:, :BANDS], attention, variance[:, :BANDS], static)
-
-    def attention(self, geometry: Geometry, whole_QK: Tensor) -> Tensor:
-        """Attention (Q, A) over the nearest stations."""
-        whole = whole_QK[:, : self.near]
-        near = geometry.distance[:, : self.near].clamp(max=FARTHEST).log1p()
-        layout = [near, near - near[:, :1], torch.asinh(20 * whole), near[:, :1].expand_as(near)]
-        terrain = (geometry.stations[:, : self.near] - geometry.place[:, None]).clamp(-3, 3)
+    def attention(self, whole_QA: Tensor, distance_QA: Tensor, place_QG: Tensor, stations_QAG: Tensor) -> Tensor:
+        """Attention (Q, A) over the nearest stations, from the kriging weights that they have among themselves."""
+        near = distance_QA.clamp(max=FARTHEST).log1p()
+        layout = [near, near - near[:, :1], torch.asinh(20 * whole_QA), near[:, :1].expand_as(near)]
+        terrain = (stations_QAG - place_QG[:, None]).clamp(-3, 3)
         logit = self.score(torch.cat([torch.stack(layout, dim=-1), terrain], dim=-1))[..., 0]
-        return torch.softmax((whole.clamp(min=0) + 5e-3).log() + logit, dim=-1)
+        return torch.softmax((whole_QA.clamp(min=0) + 5e-3).log() + logit, dim=-1)
+
+
+def nearest_of(geometry: Geometry, index_QA: Tensor) -> Geometry:
+    """Layout of each place and its nearest stations alone, in a batch of Q layouts of one place."""
+    between = geometry.between[index_QA[:, :, None], index_QA[:, None, :]]
+    distance = geometry.distance.gather(1, index_QA)
+    return Geometry(distance[:, None], between, geometry.place[:, None], geometry.stations[index_QA])
 
 
 class Head(nn.Module):
@@ -398,7 +429,7 @@ class Head(nn.Module):
         super().__init__()
         E, n, N = config.embedding, config.head_hidden, len(LEVELS)
         self.mlp = nn.Sequential(
-            nn.Linear(BANDS + 3 + E + 2 + BANDS + TERRAIN_FEATURES + 1, n),
+            nn.Linear(BANDS + 3 + E + 2 + BANDS + 1, n),
             nn.SiLU(),
             nn.Linear(n, n),
             nn.SiLU(),
@@ -436,7 +467,7 @@ class Head(nn.Module):
             sums.embedding,
             cycle_QT2,
         ]
-        static = torch.cat([weights.variance.log(), weights.static], dim=-1)
+        static = torch.cat([weights.variance.log(), weights.near], dim=-1)
         return torch.cat([*hourly, static[:, None].expand(Q, T, -1)], dim=-1)
 
 
@@ -457,18 +488,17 @@ class AQNet(nn.Module):
         self.encoder, self.knn, self.head = Encoder(config), NeuralKNN(config), Head(config)
 
     def forward(
-        self, channels: Channels, index_QK: Tensor, weights: Weights, cycle_QT2: Tensor
+        self, channels: Channels, index_QA: Tensor, weights: Weights, cycle_QT2: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Quantiles of z (Q, T, N) and z of the mean (Q, T) at queries whose neighbours are `index_QK`."""
-        return self.head(gather(channels, index_QK, weights), weights, cycle_QT2)
+        """Quantiles of z (Q, T, N) and z of the mean (Q, T) at queries whose nearest stations are `index_QA`."""
+        return self.head(gather(channels, index_QA, weights), weights, cycle_QT2)
 
 
-def gather(channels: Channels, index_QK: Tensor, weights: Weights) -> Sums:
-    """Weighted sums over the neighbours by gathering; `model.infer` has the same compiled."""
-    near = index_QK[:, : weights.attention.shape[1]]
-    attend = lambda channel: torch.einsum("qa,qat...->qt...", weights.attention, channel[near])  # noqa: E731
+def gather(channels: Channels, index_QA: Tensor, weights: Weights) -> Sums:
+    """Weighted sums over the stations; `model.infer` has the same compiled."""
+    attend = lambda channel: torch.einsum("qa,qat...->qt...", weights.attention, channel[index_QA])  # noqa: E731
     return Sums(
-        torch.einsum("qbk,qktb->qtb", weights.bands, channels.bands[index_QK]),
+        torch.einsum("qbs,stb->qtb", weights.bands, channels.bands),
         attend(channels.error),
         attend(channels.heard),
         attend(channels.embedding),

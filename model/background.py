@@ -27,7 +27,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
 from torch import Tensor
 
 from model.aqnet import AQNet, Channels, bands_of, fill
@@ -80,7 +79,7 @@ class _Drift(NamedTuple):
     """What a piece of a day needs: `bands` are of each covariate less `centre` (J,); `limit` (J, T); `reach` km."""
 
     fit: Fit
-    bands: list[Float]
+    bands: list[Tensor]
     centre: Float
     limit: Float
     reach: float
@@ -161,8 +160,8 @@ class Drifting(Interpolator):
         end = span.stop if self.mode == "final" else hours.start + piece.stop
         z, x, centre = self._read(slice(span.start, end), stations)
         own = slice(hours.start - span.start + piece.start, hours.start - span.start + piece.stop)
-        sums, limit = self._regress(z, x, boxes(*self._where(stations)), own)
-        return _Drift(fit(sums), [self._bands(w, own) for w in x], centre, limit, self._reach(stations))
+        sums, limit = self._regress(z, x, stations, own)
+        return _Drift(fit(sums), [self._bands(w, stations, own) for w in x], centre, limit, self._reach(stations))
 
     def _read(self, hours: slice, stations: NDArray[np.int64]) -> tuple[Window, list[Window], Float]:
         """Windows (S, L) of z and, where z is valid and they are known, of covariates less `centre` (J,).
@@ -182,20 +181,21 @@ class Drifting(Interpolator):
         given = [read(x, c) for x, c in zip(self.covariates.stations, centre, strict=True)]
         return _window(z), [_window(torch.where(z.isfinite(), x, np.nan)) for x in given], centre
 
-    def _regress(self, z: Window, x: list[Window], groups: NDArray[np.int64], own: slice) -> tuple[Float, Float]:
+    def _regress(self, z: Window, x: list[Window], stations: NDArray[np.int64], own: slice) -> tuple[Float, Float]:
         """Sums of products (W, T, G, M, M) of departures, and the largest of the covariates' that count, (J, T)."""
         two_sided, known, sums = self.mode == "final", torch.stack([w.valid for w in x]).all(0), []
-        for around in self.layout.around:
-            departures = torch.stack([fill(w, around, two_sided)[1] for w in (*x, z)], dim=-1)
+        groups = boxes(*self._where(stations))
+        for weights in self.layout.surroundings(stations):
+            departures = torch.stack([fill(w, weights, two_sided)[1] for w in (*x, z)], dim=-1)
             sums.append(_over_time(_products(departures, known, groups), own, two_sided))
         count = _over_time(known.sum(0).double().numpy(), own, two_sided)
         squares = np.einsum("tgii->it", sums[-1])[:-1] / np.maximum(count, 1.0)
         return np.stack(sums), FARTHEST_DEPARTURE * np.sqrt(squares)
 
-    def _bands(self, x: Window, own: slice) -> Float:
+    def _bands(self, x: Window, stations: NDArray[np.int64], own: slice) -> Tensor:
         """A covariate as if it were z, (S, T, B): gaps filled, parted into bands."""
-        filled = fill(x, self.layout.around[0], self.mode == "final")[0]
-        return bands_of(filled, x.valid.any(0), self.mode)[:, own].numpy()
+        filled = fill(x, self.layout.surroundings(stations).alone, self.mode == "final")[0]
+        return bands_of(filled, x.valid.any(0), self.mode)[:, own]
 
     def _reach(self, stations: NDArray[np.int64]) -> float:
         """Median distance of a station to the next, km."""
@@ -215,16 +215,10 @@ class Drifting(Interpolator):
             shift += beta[j] * np.clip(away, -limit, limit)
         return np.where((beta == 0).all(axis=0), np.nan, shift), ratio[0]
 
-    def _said(self, bands_STB: Float, stations: NDArray[np.int64]) -> Float:
+    def _said(self, bands_STB: Tensor, stations: NDArray[np.int64]) -> Float:
         """What the network's weights make of bands at the reporting stations, (T, Q)."""
-        cells = self.layout.cells
-        (Q, K), S = cells.station.shape, len(self.observations.lon)
-        whole, starts = np.zeros((S, *bands_STB.shape[1:]), np.float32), np.arange(0, Q * K + 1, K)
-        whole[stations] = bands_STB
-        said = np.zeros((Q, whole.shape[1]))
-        for b in range(whole.shape[2]):
-            weights = csr_array((cells.bands[:, b].ravel(), cells.station.ravel(), starts), shape=(Q, S))
-            said += weights @ whole[:, :, b]
+        every = self.layout.everywhere(bands_STB, stations).astype(np.float64)
+        said: Float = (self.layout.cells.bands @ every).sum(axis=0)
         return said.T
 
 

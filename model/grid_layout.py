@@ -1,15 +1,18 @@
-"""The layout of a grid: every point's neighbours among the reporting stations and what AQ-Net makes of them.
+"""The layout of a grid: what AQ-Net makes of the places of its points and of the stations of a record.
 
-The same numbers as `NeuralKNN` and `model.layout` give, for many points and stations that come and go: what two
-stations of the record have to do with each other is worked out once, and `model.kriging_loops` solves the systems.
+The same numbers as `NeuralKNN` and `model.layout` give, for many points and stations that come and go. Weights of all
+stations of the record are worked out once and hold from then on: a station that does not report is given, band by band,
+what kriging from the others says of it, and estimates are then what they would be without it. What it adds to their
+variance is worked out when it stops.
 
-Shapes: S stations of the record, Q points, K neighbours, R covariances (the bands', then that of the whole value).
+Shapes: S stations of the record, M silent ones, Q points, K neighbours, A of attention, B bands, R covariances.
 """
 
 from __future__ import annotations
 
 import math
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,14 +20,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from model.aqnet import _ERROR, _LEVEL, _WHOLE, BANDS, FARTHEST, MODES, AQNet, Geometry, Surroundings
+from model.aqnet import _ERROR, _LEVEL, BANDS, FARTHEST, WHOLE, AQNet, Kriging, Surroundings, System, band_rows
 from model.compiled import alone, in_threads
 from model.geometry import distance_matrix
 from model.grid_loops import Cells, HeadWeights
-from model.kriging_loops import WIDE, Covariances, choose, covariances, solve
-from model.layout import APART_KM, SAYING
-from model.nearest import Finder, Neighbours
+from model.kriging_loops import WIDE, Covariances, covariances, solve
+from model.layout import surroundings_of
+from model.nearest import Finder
 from model.windows import Observations, Points, cyclic, terrain_features
+
+#: Nearest stations of a point without an observation from any of which an hour has no estimate.
+NEIGHBOURS = 48
 
 #: Points whose systems are solved by a thread at a time, or multiples of it.
 _CHUNK = 2 * WIDE
@@ -53,7 +59,7 @@ def _padded(x: Tensor) -> NDArray[np.float32]:
 
 
 class Layout:
-    """Neighbours of every point among the reporting stations, and their weights.
+    """Weights of the stations at every point.
 
     Attributes
     ----------
@@ -65,131 +71,166 @@ class Layout:
     def __init__(self, network: AQNet, observations: Observations, points: Points, mode: str) -> None:
         self.network, o, p = network, observations, points
         self.terrain, self.place = terrain_features(o), terrain_features(p)
-        self.finder = Finder(p.lon, p.lat, o.lon, o.lat, network.config.neighbours)
-        self.rows = [*range(first := BANDS * MODES.index(mode), first + BANDS), _WHOLE]
-        between = distance_matrix(o.lon, o.lat, o.lon, o.lat).astype(np.float32)
-        self._fix(torch.from_numpy(between))
-        self.others = _others(between, 0.0), _others(between, APART_KM)
+        self.finder = Finder(p.lon, p.lat, o.lon, o.lat, NEIGHBOURS)
+        self.between = torch.from_numpy(distance_matrix(o.lon, o.lat, o.lon, o.lat).astype(np.float32))
         self.stations = np.empty(0, np.int64)  # record indices of the reporting ones
-        none = Surroundings(torch.empty(0, 0, dtype=torch.int64), torch.empty(0, 0))
-        self._last = self.stations, (none, none)
-        self.cells = self._empty(0)
+        self._last = self.stations, Surroundings(torch.empty(0, 0), torch.empty(0, 0))
+        self.cells = self._empty(0, len(o.lon))
         self.cells.cycle[:] = cyclic(_MIDNIGHT, p.lon, 24.0)[:, 0].numpy()
+        self._solve(o, p, band_rows(mode))
 
-    @torch.no_grad()
-    def _fix(self, between: Tensor) -> None:
-        """What does not change with the stations that report."""
-        kriging, rows = self.network.knn.kriging, self.rows
-        self.covariance = kriging.covariance(between, self.terrain, self.terrain, rows).numpy()  # (R, S, S)
-        nugget = kriging.log_nugget[rows].exp()
-        self.nugget, self.prior = nugget.numpy(), kriging.variance(self.place, rows) + nugget[:, None]
-        parts = (
-            2 * kriging.log_factor,
-            kriging.log_drift,
-            -2 * kriging.log_range,
-            F.logsigmoid(kriging.shape).clamp(max=math.log(0.975)),
-            kriging.log_sill,
-        )
-        amplitudes = (kriging._amplitude(x, rows).numpy() for x in (self.place, self.terrain))
-        self.some = Covariances(*(part[rows].exp().numpy() for part in parts), *amplitudes)
-
-    def _empty(self, k: int) -> Cells:
+    def _empty(self, k: int, S: int) -> Cells:
         config, Q = self.network.config, len(self.place)
         width = config.head_hidden + -config.head_hidden % 4
-        sizes = [(k,), (BANDS, k), (min(config.near, k),), (width,), (), (2,)]
-        return Cells(np.zeros((Q, k), np.int32), *(np.zeros((Q, *size), np.float32) for size in sizes))
+        sizes = [(k,), (min(config.near, k),), (width,), (), (2,)]
+        every = (np.zeros((Q, *size), np.float32) for size in sizes)
+        return Cells(np.zeros((Q, k), np.int32), np.zeros((BANDS, Q, S), np.float32), *every)
+
+    @torch.no_grad()
+    def _solve(self, observations: Observations, points: Points, rows: list[int]) -> None:
+        """Weights and variances of the bands, of all stations of the record."""
+        kriging, o = self.network.knn.kriging, observations
+        self.rows, self.system = rows, kriging.system(self.between, self.terrain, [*rows, WHOLE])
+        self.whole = _Whole(
+            _covariances(kriging, [WHOLE], self.place, self.terrain),
+            kriging.covariance(self.between, self.terrain, self.terrain, [WHOLE])[0].numpy(),
+            np.float32(kriging.log_nugget[WHOLE].exp()),
+        )
+        some = _covariances(kriging, rows, self.place, self.terrain)
+        self.variance = kriging.variance(self.place, rows) + kriging.log_nugget[rows].exp()[:, None]  # (B, Q)
+        every = np.arange(len(o.lon), dtype=np.int32)
+        system = System(*(part[:BANDS].float() for part in self.system))
+
+        def work(part: slice) -> None:
+            for first in range(part.start, part.stop, _CHUNK):
+                some_points = slice(first, min(first + _CHUNK, part.stop))
+                km = distance_matrix(points.lon[some_points], points.lat[some_points], o.lon, o.lat)
+                index, towards = np.broadcast_to(every, km.shape), np.empty((BANDS, *km.shape), np.float32)
+                at = np.arange(some_points.start, some_points.stop)
+                covariances(some, index, km.astype(np.float32), at, self.place.numpy(), self.terrain.numpy(), towards)
+                self._weigh(some_points, torch.from_numpy(towards), system)
+
+        in_threads(lambda part: alone(partial(work, part)), len(self.place), _CHUNK)
+
+    @torch.inference_mode()
+    def _weigh(self, part: slice, towards: Tensor, system: System) -> None:
+        """Weights of some points, whose covariances with the stations are `towards` (B, n, S)."""
+        weight = torch.from_numpy(self.cells.bands[:, part])
+        torch.baddbmm(system.mean[:, None], towards, system.precision, out=weight)
+        weight += (1 - weight.sum(-1, keepdim=True)) / weight.shape[-1]  # what rounding left of it
+        multiplier = system.variance[:, None] - (towards @ system.mean[..., None])[..., 0]
+        self.variance[:, part] += multiplier - torch.einsum("bns,bns->bn", weight, towards)
+
+    # ---- stations that come and go ----
 
     def update(self, stations: NDArray[np.int64]) -> None:
         """Take `stations` (record indices) as the reporting ones; compute again what they change."""
         if np.array_equal(stations, self.stations):
             return
         self.stations = stations
-        found = self.finder.reporting(stations, min(self.network.config.neighbours, len(stations)))
-        if found.station.shape != self.cells.station.shape:
-            self.cells = self._empty(found.station.shape[1])._replace(cycle=self.cells.cycle)
-            changed = np.arange(len(found.station))
+        before, near = self.cells.station, min(self.network.config.near, len(stations))
+        found = self.finder.reporting(stations, min(NEIGHBOURS, len(stations)))
+        if found.station.shape == before.shape:
+            changed = np.flatnonzero((found.station != before)[:, :near].any(axis=1))
         else:
-            changed = np.flatnonzero((found.station != self.cells.station).any(axis=1))
-        in_threads(partial(self._compute, changed, found), len(changed), _CHUNK)
+            changed = np.arange(len(before))
+            fresh = self._empty(found.station.shape[1], 0)
+            self.cells = fresh._replace(bands=self.cells.bands, cycle=self.cells.cycle)
+        self.cells.station[:], self.cells.km[:] = found
+        in_threads(partial(self._attend, changed), len(changed), _CHUNK)
+        silent = np.setdiff1d(np.arange(len(self.terrain)), stations)
+        root = torch.linalg.cholesky(self._among(silent)[:BANDS]).float()
+        in_threads(partial(self._place, silent, root), len(self.place), _CHUNK)
 
-    def _compute(self, changed: NDArray[np.int64], found: Neighbours, part: slice) -> None:
-        """Weights of some points."""
-        alone(partial(self._fill, changed[part], found))
+    def _attend(self, changed: NDArray[np.int64], part: slice) -> None:
+        """Attention of some points over their nearest stations."""
+        rows, cells = changed[part], self.cells
+        near = cells.attention.shape[1]
+        station, km = np.ascontiguousarray(cells.station[rows, :near]), np.ascontiguousarray(cells.km[rows, :near])
+        towards, weight = np.empty((2, 1, *km.shape), np.float32)
+        covariances(self.whole.some, station, km, rows, self.place.numpy(), self.terrain.numpy(), towards)
+        solve(self.whole.between, station, towards[0], self.whole.nugget, weight[0], np.empty(len(rows), np.float32))
+        place, terrain = self.place[rows], self.terrain[station.astype(np.int64)]
+        args = torch.from_numpy(weight[0]), torch.from_numpy(km), place, terrain
+        with torch.inference_mode():
+            cells.attention[rows] = alone(partial(self.network.knn.attention, *args)).numpy()
+
+    def _place(self, silent: NDArray[np.int64], root: Tensor, part: slice) -> None:
+        """What the head is told of some points whatever the hour; `root` (B, M, M) is Cholesky's of `_among`."""
+        alone(partial(self._tell, silent, root, part))
 
     @torch.inference_mode()
-    def _fill(self, rows: NDArray[np.int64], found: Neighbours) -> None:
-        knn, cells = self.network.knn, self.cells
-        cells.station[rows], cells.km[rows] = found.station[rows], found.km[rows]
-        weight, left = self._solve(rows, found.station[rows], found.km[rows])
-        here, near = torch.from_numpy(rows), torch.from_numpy(found.station[rows, : knn.near].astype(np.int64))
-        place, km = self.place[here], torch.from_numpy(found.km[rows, : knn.near])
-        variance = self._variance(self.prior[:, here] + torch.from_numpy(left))
-        cells.bands[rows] = weight[:BANDS].transpose(1, 0, 2)
-        geometry = Geometry(km, torch.empty(0), place, self.terrain[near])
-        cells.attention[rows] = knn.attention(geometry, torch.from_numpy(weight[BANDS])).numpy()
-        cells.inflow[rows] = self._inflow(variance, place, km)
-        cells.variance[rows] = (variance.sum(1) / _ERROR).numpy()
+    def _tell(self, silent: NDArray[np.int64], root: Tensor, part: slice) -> None:
+        kriging, total = self.network.knn.kriging, self.variance[:, part]
+        if len(silent):
+            weight = torch.from_numpy(self.cells.bands[:, part][:, :, silent])  # (B, n, M)
+            total = total + torch.linalg.solve_triangular(root, weight.mT, upper=False).square().sum(1)
+        variance = kriging.scaled(total, self.rows).T
+        self.cells.variance[part] = (variance.sum(1) / _ERROR).numpy()
+        self.cells.inflow[part] = self._inflow(variance, torch.from_numpy(self.cells.km[part]))
 
-    def _solve(
-        self, rows: NDArray[np.int64], index: NDArray[np.int32], km: NDArray[np.float32]
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Kriging weights (R, n, K) of some points, and multiplier less what is explained (R, n)."""
-        towards, weight = np.empty((2, len(self.rows), *index.shape), np.float32)
-        left = np.empty(weight.shape[:2], np.float32)
-        covariances(self.some, index, km, rows, self.place.numpy(), self.terrain.numpy(), towards)
-        for r, nugget in enumerate(self.nugget):
-            solve(self.covariance[r], index, towards[r], nugget, weight[r], left[r])
-        return weight, left
-
-    def _variance(self, total_RQ: Tensor) -> Tensor:
-        """Variance of a new observation (Q, B), scaled as `Kriging.forward` has it."""
-        scale = self.network.knn.kriging.log_scale[self.rows].exp()
-        return (total_RQ * scale[:, None]).clamp(min=1e-4).T[:, :BANDS]
-
-    def _inflow(self, variance: Tensor, place: Tensor, km: Tensor) -> NDArray[np.float32]:
+    def _inflow(self, variance: Tensor, km: Tensor) -> NDArray[np.float32]:
         """What the inputs that do not change with the hour give the head's first layer, with its bias."""
         near, weight = km[:, :1].clamp(max=FARTHEST).log1p(), self.network.head.mlp.state_dict()
-        fixed = torch.cat([variance.log(), place.clamp(-3, 3), near], dim=-1)
+        fixed = torch.cat([variance.log(), near], dim=-1)
         out = fixed @ weight["0.weight"][:, -fixed.shape[1] :].T + weight["0.bias"]
         return np.pad(out.numpy(), [(0, 0), (0, -out.shape[1] % 4)])
 
+    def _among(self, silent: NDArray[np.int64]) -> Tensor:
+        """Precision (R, M, M) of silent stations: its inverse is their covariance about what the others say."""
+        at = torch.from_numpy(silent)
+        return self.system.precision[:, at[:, None], at]
+
+    def everywhere(self, bands: Tensor, stations: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Bands (B, S, T) of all stations from those (n, T, B) of `stations`: the others get what kriging says."""
+        out = torch.empty(BANDS, len(self.terrain), bands.shape[1])
+        out[:, stations] = bands.permute(2, 0, 1)
+        silent = np.setdiff1d(np.arange(len(self.terrain)), stations)
+        if len(silent):
+            towards = self.system.precision[:BANDS, silent][:, :, stations]
+            root = torch.linalg.cholesky(self._among(silent)[:BANDS])
+            said = torch.cholesky_solve(towards @ out[:, stations].double(), root)
+            out[:, silent] = -said.float()
+        return out.numpy()
+
     # ---- what the stations say of each other ----
 
-    @property
-    def around(self) -> tuple[Surroundings, Surroundings]:
-        """What the encoder is told of the reporting stations' surroundings."""
-        return self.surroundings(self.stations)
-
-    def surroundings(self, stations: NDArray[np.int64]) -> tuple[Surroundings, Surroundings]:
-        """As `model.layout.surroundings`, among stations that report: positions among these. Keeps the last ones."""
+    def surroundings(self, stations: NDArray[np.int64]) -> Surroundings:
+        """What reporting stations (record indices) say of one another. Keeps the last ones."""
         known, around = self._last
         if not np.array_equal(known, stations):
-            k = max(min(SAYING, len(stations) - 1), 0)
-            mark = np.isin(np.arange(len(self.terrain)), stations)
-            (alone, _), (apart, count) = (_first(others, mark, k) for others in self.others)
-            apart = np.where(count[:, None] < k, alone, apart)
-            around = self._around(stations, alone[stations]), self._around(stations, apart[stations])
+            around = self._surroundings(stations)
             self._last = stations, around
         return around
 
-    def _around(self, stations: NDArray[np.int64], index: NDArray[np.int32]) -> Surroundings:
-        if not index.shape[1]:
-            return Surroundings(torch.from_numpy(index.astype(np.int64)), torch.from_numpy(index.astype(np.float32)))
-        weight, left = np.empty(index.shape, np.float32), np.empty(len(index), np.float32)
-        towards = self.covariance[-1][stations[:, None], index]
-        solve(self.covariance[-1], index, towards, self.nugget[-1], weight, left)
-        return Surroundings(torch.from_numpy(np.searchsorted(stations, index)), torch.from_numpy(weight))
+    def _surroundings(self, stations: NDArray[np.int64]) -> Surroundings:
+        silent = np.setdiff1d(np.arange(len(self.terrain)), stations)
+        at, away = torch.from_numpy(stations), torch.from_numpy(silent)
+        whole = self.system.precision[BANDS]
+        precision = whole[at[:, None], at]
+        if len(silent):
+            cross = whole[at[:, None], away]
+            root = torch.linalg.cholesky(whole[away[:, None], away])
+            precision = precision - cross @ torch.cholesky_solve(cross.T, root)
+        return surroundings_of(precision, self.between[at[:, None], at])
 
 
-def _others(between: NDArray[np.float32], apart: float) -> NDArray[np.int32]:
-    """Other stations of each that are `apart` km away or farther, nearest first, then -1; (S, S)."""
-    away = np.where(between < apart, np.inf, between)
-    np.fill_diagonal(away, np.inf)
-    order = np.argsort(away, axis=1, kind="stable").astype(np.int32)
-    return np.where(np.isfinite(np.take_along_axis(away, order, axis=1)), order, np.int32(-1))
+class _Whole(NamedTuple):
+    """Covariance of the whole value: its parameters, that of the stations (S, S) without the nugget, the nugget."""
+
+    some: Covariances
+    between: NDArray[np.float32]
+    nugget: np.float32
 
 
-def _first(others: NDArray[np.int32], mark: NDArray[np.bool_], k: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """First k marked ones of each list (S, k), and how many there are (S,)."""
-    index, unused = np.zeros((len(others), k), np.int32), np.zeros((len(others), k), np.float32)
-    return index, choose(others, np.zeros(others.shape, np.float32), mark, index, unused)
+def _covariances(kriging: Kriging, rows: list[int], place: Tensor, terrain: Tensor) -> Covariances:
+    """Parameters of some covariances, for the compiled loops."""
+    parts = (
+        2 * kriging.log_factor,
+        kriging.log_drift,
+        -2 * kriging.log_range,
+        F.logsigmoid(kriging.shape).clamp(max=math.log(0.975)),
+        kriging.log_sill,
+    )
+    amplitudes = (kriging._amplitude(x, rows).numpy() for x in (place, terrain))
+    return Covariances(*(part[rows].exp().numpy() for part in parts), *amplitudes)

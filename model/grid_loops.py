@@ -3,7 +3,7 @@
 No temporary array is larger than the caches. The arithmetic is the same for every cell and hour, whichever stand
 beside it.
 
-Shapes: S stations of a record, Q cells, K neighbours, A of attention, T hours, B bands, C = B + 2 + E channels,
+Shapes: S stations of a record, Q cells, K neighbours, A of attention, T hours, B bands, C = 2 + E channels,
 n inputs, H width of the head, N levels.
 """
 
@@ -28,14 +28,15 @@ WIDTH = LANES + HOURS
 class Cells(NamedTuple):
     """What a layout knows of its cells.
 
-    Neighbours `station` (Q, K) of the record at `km` (Q, K); weights `bands` (Q, B, K) and `attention` (Q, A); `inflow`
-    (Q, H), what the inputs that do not change give the first layer, bias included; `variance` (Q,) of a new observation
-    over a typical error; `cycle` (Q, 2), sine and cosine of the longitude.
+    Neighbours `station` (Q, K) of the record; weights `bands` (B, Q, S) of all stations; `km` (Q, K) of the neighbours
+    and `attention` (Q, A) of the nearest; `inflow` (Q, H), what the inputs that do not change give the first layer,
+    bias included; `variance` (Q,) of a new observation over a typical error; `cycle` (Q, 2), sine and cosine of the
+    longitude.
     """
 
     station: NDArray[np.int32]
-    km: NDArray[np.float32]
     bands: NDArray[np.float32]
+    km: NDArray[np.float32]
     attention: NDArray[np.float32]
     inflow: NDArray[np.float32]
     variance: NDArray[np.float32]
@@ -43,8 +44,13 @@ class Cells(NamedTuple):
 
 
 class Day(NamedTuple):
-    """What stations say: `channels` (S, C, `HOURS`), `valid` (S, T), `cycle` (2, `HOURS`) sine and cosine of UTC."""
+    """What stations say.
 
+    `bands` (B, S, T) of all stations; `channels` (S, C, `HOURS`); `valid` (S, T); `cycle` (2, `HOURS`) sine and cosine
+    of UTC.
+    """
+
+    bands: NDArray[np.float32]
     channels: NDArray[np.float32]
     valid: NDArray[np.bool_]
     cycle: NDArray[np.float32]
@@ -74,12 +80,13 @@ class Out(NamedTuple):
 
 
 @compiled
-def grid_hours(first, last, cells, day, head, levels, out, start):  # type: ignore[no-untyped-def]
+def grid_hours(first, last, bands, cells, day, head, levels, out, start):  # type: ignore[no-untyped-def]
     """Estimate cells `first` to `last` in the hours of `day`, the first of which is hour `start` of `out`.
 
+    `bands` (B, cells times T and `HOURS` more) has the weighted sums of the bands, one cell's hours after another's.
     `levels` (L,) are the positions of the wanted quantiles. NaN stays where none of a cell's neighbours is valid.
     """
-    T, B, n, H = day.valid.shape[1], cells.bands.shape[1], head.first.shape[1], len(head.second)
+    T, B, n, H = day.valid.shape[1], len(bands), head.first.shape[1], len(head.second)
     sums, x, some = aligned(day.channels.shape[1], HOURS), aligned(n, WIDTH), aligned(3, WIDTH)
     hidden, deeper, z = aligned(H, WIDTH), aligned(H, WIDTH), aligned(len(head.third), WIDTH)
     total, error, spread = some[0], some[1], some[2]
@@ -89,7 +96,8 @@ def grid_hours(first, last, cells, day, head, levels, out, start):  # type: igno
         count = min(together, last - q)
         for c in range(count):
             _sum(cells, day.channels, q + c, sums)
-            _inputs(sums, cells.cycle[q + c], day.cycle, c * T, B, x, total, error, head.level)
+            own, cycle = bands[:, (q + c - first) * T :], cells.cycle[q + c]
+            _inputs(own, sums, cycle, day.cycle, c * T, B, x, total, error, head.level)
             _fixed(cells.inflow[q + c], cells.variance[q + c], c * T, hidden, spread)
         _logs(x, B, total, error)
         _dense(head.first, x, hidden)
@@ -106,12 +114,9 @@ def grid_hours(first, last, cells, day, head, levels, out, start):  # type: igno
 
 @compiled
 def _sum(cells, channels, q, sums):  # type: ignore[no-untyped-def]
-    """Weighted sums (C, HOURS) of the channels of a cell's neighbours."""
+    """Weighted sums (C, HOURS) of the channels of a cell's nearest stations."""
     sums[:] = f32(0)
-    B = cells.bands.shape[1]
-    for b in range(B):
-        _add(cells.bands[q, b], cells.station[q], channels, b, sums[b])
-    for c in range(B, channels.shape[1]):
+    for c in range(len(sums)):
         _add(cells.attention[q], cells.station[q], channels, c, sums[c])
 
 
@@ -131,21 +136,21 @@ def _add(weight, index, channels, c, total):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _inputs(sums, place, cycle, lane, B, x, total, error, level):  # type: ignore[no-untyped-def]
+def _inputs(bands, sums, place, cycle, lane, B, x, total, error, level):  # type: ignore[no-untyped-def]
     """The inputs that `Head.inputs` makes of the sums, logarithms excepted, into lanes from `lane` on."""
-    E, heard = len(sums) - B - 2, B + 1
+    E = len(sums) - 2
     for t in range(HOURS):
-        summed = sums[0, t]
+        summed = bands[0, t]
         for b in range(1, B):
-            summed += sums[b, t]
+            summed += bands[b, t]
         total[lane + t] = summed
-        error[lane + t] = sums[B, t] / (sums[heard, t] + f32(1e-3)) + f32(1e-3)
+        error[lane + t] = sums[0, t] / (sums[1, t] + f32(1e-3)) + f32(1e-3)
         x[0, lane + t] = between(summed - level, f32(-4), f32(4))
         for b in range(B - 1):
-            x[1 + b, lane + t] = between(sums[b, t], f32(-4), f32(4))
-        x[B + 1, lane + t] = sums[heard, t]
+            x[1 + b, lane + t] = between(bands[b, t], f32(-4), f32(4))
+        x[B + 1, lane + t] = sums[1, t]
         for e in range(E):
-            x[B + 3 + e, lane + t] = sums[B + 2 + e, t]
+            x[B + 3 + e, lane + t] = sums[2 + e, t]
         x[B + 3 + E, lane + t] = cycle[0, t] * place[1] + cycle[1, t] * place[0]
         x[B + 4 + E, lane + t] = cycle[1, t] * place[1] - cycle[0, t] * place[0]
 

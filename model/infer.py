@@ -23,15 +23,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model.aqnet import AQNet, Channels
+from model.aqnet import BANDS, AQNet, Channels
 from model.baseline import Estimator
 from model.checkpoint import DEFAULT, load
 from model.compiled import alone, in_threads
 from model.grid_layout import Layout, head_weights
-from model.grid_loops import HOURS, LANES, Day, Out, grid_hours
+from model.grid_loops import HOURS, Day, Out, grid_hours
 from model.windows import LEVELS, Estimate, Float, Observations, Points, cyclic, window
 
 DAY = 24
+
+#: Cells whose weighted sums are taken at once.
+_BLOCK = 192
 
 
 @dataclass(frozen=True)
@@ -146,7 +149,7 @@ class Interpolator:
         for n, (piece, stations) in enumerate(self._pieces(hours)):
             self.layout.update(stations)
             day = read.result()[n] if read else self._day(hours, piece, stations)
-            in_threads(partial(self._grid, day, out, piece.start), shape[1], LANES // day.valid.shape[1])
+            in_threads(partial(self._grid, day, out, piece.start), shape[1], _BLOCK)
         self._reach_farther(out.distance, valid)
         return Block(hours, out.mean, out.quantiles, out.distance, valid.sum(axis=1))
 
@@ -188,7 +191,7 @@ class Interpolator:
         read = slice(max(span.start, 0), min(end, len(self.observations.hours)))
         inputs = window(self.observations, read, stations, config.mean, config.std)
         padded = type(inputs)(*(_pad(part, read.start - span.start, end - read.stop) for part in inputs))
-        channels = self.network.encoder(padded, *self.layout.surroundings(stations), self.mode)
+        channels = self.network.encoder(padded, self.layout.surroundings(stations), self.mode)
         first = hours.start - span.start - config.lead_hours  # hours of the day before the first that is wanted
         return Channels(*(channel[:, first + piece.start : first + piece.stop] for channel in channels))
 
@@ -196,16 +199,28 @@ class Interpolator:
         """What the stations say in a piece of the day, as `grid_hours` reads it."""
         channels, valid = self._encode(hours, piece, stations), np.isfinite(self.observations.values[0, hours])
         scalar = torch.stack([channels.error, channels.heard], dim=-1)
-        every = torch.cat([channels.bands, scalar, channels.embedding], dim=-1)  # (stations, T, C)
-        padded = torch.zeros(valid.shape[1], every.shape[2], HOURS).numpy()  # torch aligns to cache lines
-        padded[stations, :, : every.shape[1]] = every.transpose(1, 2).numpy()
+        near = torch.cat([scalar, channels.embedding], dim=-1)  # (stations, T, C)
+        padded = torch.zeros(valid.shape[1], near.shape[2], HOURS).numpy()  # torch aligns to cache lines
+        padded[stations, :, : near.shape[1]] = near.transpose(1, 2).numpy()
         now = self.observations.hours[hours][piece]
         cycle = np.zeros((2, HOURS), np.float32)
         cycle[:, : len(now)] = cyclic(now, np.zeros(1), 24.0)[0].numpy().T
-        return Day(padded, np.ascontiguousarray(valid[piece].T), cycle)
+        bands = self.layout.everywhere(channels.bands, stations)
+        return Day(bands, padded, np.ascontiguousarray(valid[piece].T), cycle)
 
     def _grid(self, day: Day, out: Out, start: int, part: slice) -> None:
-        grid_hours(part.start, part.stop, self.layout.cells, day, self.head, self.levels, out, start)
+        """Estimate some cells, a block after the other: the same blocks whatever the threads."""
+        alone(partial(self._blocks, day, out, start, part))
+
+    def _blocks(self, day: Day, out: Out, start: int, part: slice) -> None:
+        T = day.valid.shape[1]
+        bands, said = torch.zeros(BANDS, _BLOCK * T + HOURS), torch.from_numpy(day.bands)
+        for first in range(part.start, part.stop, _BLOCK):
+            last = min(first + _BLOCK, part.stop)
+            weight = torch.from_numpy(self.layout.cells.bands[:, first:last])
+            for b in range(BANDS):
+                torch.mm(weight[b], said[b], out=bands[b, : (last - first) * T].view(-1, T))
+            grid_hours(first, last, bands.numpy(), self.layout.cells, day, self.head, self.levels, out, start)
 
     def _reach_farther(self, distance: Float, valid: NDArray[np.bool_]) -> None:
         """Fill in distances to stations beyond the neighbours of a point, where none of these is valid."""

@@ -1,6 +1,6 @@
-"""Layouts of stations: what the kriging layers of AQ-Net are given of places and their neighbours.
+"""Layouts of stations: what they say of one another by kriging.
 
-Shapes: S stations, Q queries, K neighbours, G terrain features. Distances in km.
+Shapes: S stations, M of them silent, R sets of kriging parameters, G terrain features. Distances in km.
 """
 
 from __future__ import annotations
@@ -8,46 +8,44 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from model.aqnet import Geometry, NeuralKNN, Surroundings
-from model.windows import Float
-
-#: Neighbours that say something of a station.
-SAYING = 24
+from model.aqnet import WHOLE, Kriging, Surroundings
 
 #: Stations nearer than this say nothing when the surroundings are judged without them, km: about a city.
 APART_KM = 50.0
 
-#: Stations whose systems are solved at once.
-_CHUNK = 256
+#: With fewer stations than these, those farther away do not make surroundings.
+ENOUGH = 24
 
 
-def geometry_of(
-    index_QK: Tensor, km: Float | Tensor, between_SS: Tensor, terrain_SG: Tensor, place_QG: Tensor
-) -> Geometry:
-    """Gather a `Geometry` from station distances (km) and terrain features."""
-    between = between_SS[index_QK[:, :, None], index_QK[:, None, :]]
-    return Geometry(torch.as_tensor(km, dtype=torch.float32), between, place_QG, terrain_SG[index_QK])
+def surroundings(kriging: Kriging, between_SS: Tensor, terrain_SG: Tensor) -> Surroundings:
+    """What the stations say of one another by the covariance of the whole value."""
+    return surroundings_of(kriging.system(between_SS, terrain_SG, [WHOLE]).precision[0], between_SS)
 
 
-def surroundings(knn: NeuralKNN, between_SS: Tensor, terrain_SG: Tensor) -> tuple[Surroundings, Surroundings]:
-    """Kriging weights on the nearest other stations of each, and on the nearest that lie `APART_KM` or farther away.
+def surroundings_of(precision_SS: Tensor, between_SS: Tensor) -> Surroundings:
+    """Kriging weights of all other stations, and of those that lie `APART_KM` or farther away.
 
-    A station with too few others so far away is judged by its nearest ones both times.
+    They follow from the precision Q of all: without a block g, its values are estimated as x_g - inverse(Q[g, g])
+    (Q x)[g] (Dubrule 1983, doi:10.1007/BF01033240). A station with fewer than `ENOUGH` others so far away is judged by
+    all of them both times.
     """
-    k = min(SAYING, len(between_SS) - 1)
-    others = between_SS.clone().fill_diagonal_(float("inf"))
-    far = torch.where(others < APART_KM, float("inf"), others)
-    enough = torch.isfinite(far).sum(1, keepdim=True) >= k
-    return (
-        _around(knn, others, between_SS, terrain_SG, k),
-        _around(knn, torch.where(enough, far, others), between_SS, terrain_SG, k),
-    )
+    if len(precision_SS) < 2:
+        return Surroundings(torch.zeros_like(between_SS), torch.zeros_like(between_SS))
+    near = between_SS < APART_KM
+    near[(~near).sum(1) < ENOUGH] = False
+    near.fill_diagonal_(True)
+    alone = _without(precision_SS, torch.arange(len(near)), torch.arange(len(near))[:, None])
+    count, apart = near.sum(1), torch.empty_like(alone)
+    for size in count.unique().tolist():
+        rows = torch.nonzero(count == size)[:, 0]
+        apart[rows] = _without(precision_SS, rows, near[rows].nonzero()[:, 1].view(len(rows), size))
+    return Surroundings(alone.float(), apart.float())
 
 
-def _around(knn: NeuralKNN, away_SS: Tensor, between_SS: Tensor, terrain_SG: Tensor, k: int) -> Surroundings:
-    km, index = away_SS.topk(k, largest=False)
-    parts = []
-    for start in range(0, len(index) if k else 0, _CHUNK):
-        rows = slice(start, start + _CHUNK)
-        parts.append(knn.whole(geometry_of(index[rows], km[rows], between_SS, terrain_SG, terrain_SG[rows])))
-    return Surroundings(index, torch.cat(parts) if parts else torch.empty(len(index), 0))
+def _without(precision: Tensor, station_N: Tensor, block_NI: Tensor) -> Tensor:
+    """Weights (N, S), for each station, of those outside the block (which it belongs to)."""
+    own = (block_NI == station_N[:, None]).int().argmax(1)
+    inner = precision[block_NI[:, :, None], block_NI[:, None, :]]
+    row = torch.cholesky_inverse(torch.linalg.cholesky(inner))[torch.arange(len(own)), own]  # (N, I)
+    weights = -torch.einsum("ni,nis->ns", row, precision[block_NI])
+    return weights.scatter(1, block_NI, 0.0)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
@@ -21,10 +21,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model.aqnet import BANDS, MODES, AQNet, AQNetConfig, Kriging, bands_of, fill
+from model import ablation
+from model.aqnet import MODES, WHOLE, AQNet, AQNetConfig, Geometry, Kriging, band_rows, bands_of, fill
 from model.geometry import distance_matrix
 from model.infer import DAY
-from model.layout import geometry_of, surroundings
+from model.layout import surroundings
 from model.windows import (
     LEVELS,
     POLLUTANTS,
@@ -63,6 +64,10 @@ class Recipe:
     linear: float = 25.0  # ug m-3 of quantile loss that count as much as one unit of z
     mean: float = 0.1  # weight of the squared error of the mean
     averaged: float = 0.3  # last share of the steps over which weights are averaged
+    without: str = ""  # a part that is taken out, see `model.ablation.PARTS`
+
+    def __post_init__(self) -> None:
+        ablation.check(self.without)
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,13 @@ class Trained:
     recipe: dict[str, object] = field(default_factory=dict)
 
 
-def train(observations: Observations, split: Split, seed: int, recipe: Recipe = Recipe()) -> Trained:
+def train(
+    observations: Observations,
+    split: Split,
+    seed: int,
+    recipe: Recipe = Recipe(),
+    covariances: Mapping[str, Tensor] | None = None,
+) -> Trained:
     """Train on the stations and hours of a split.
 
     Parameters
@@ -90,11 +101,13 @@ def train(observations: Observations, split: Split, seed: int, recipe: Recipe = 
     observations : record of the *visible* stations only; nothing of a hidden station may be in it.
     split : hours to train on, and the stations' cities.
     seed : of weights, windows and hidden stations; the same seed gives the same weights on the same machine.
+    covariances : state of the kriging layer as the first stage left it for the same stations, hours and seed; it is
+        then not run again.
 
     Raises
     ------
     ValueError
-        When fewer stations are left to train on than the network has neighbours, or the hours are too few for a window.
+        When no more stations are left to train on than attention looks at, or the hours are too few for a window.
     """
     torch.set_num_threads(THREADS)
     torch.use_deterministic_algorithms(True)
@@ -103,9 +116,13 @@ def train(observations: Observations, split: Split, seed: int, recipe: Recipe = 
     network = AQNet(AQNetConfig(mean=mean, std=std))
     task = _Task(network, observations, split, np.random.default_rng(seed), recipe)
     result = Trained(network, recipe=asdict(recipe))
-    for mode in MODES:
-        task.fit_bands(mode)
-    task.fit_whole()
+    if covariances is None:
+        for mode in MODES:
+            task.fit_bands(mode)
+        task.fit_whole()
+    else:
+        network.knn.kriging.load_state_dict(covariances)
+    task.rng = np.random.default_rng([seed, 2])
     began = time.perf_counter()
     for step, loss in enumerate(_steps(task), start=1):
         if step % 100 == 0 or step == recipe.steps:
@@ -119,6 +136,7 @@ def _steps(task: _Task) -> Iterator[float]:
     """Take the steps of the second stage, yielding a running mean of the loss; leave the averaged weights."""
     network, recipe = task.network, task.recipe
     network.knn.kriging.requires_grad_(False)
+    ablation.pin(network, recipe.without)
     learned = [p for p in network.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(learned, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -130,14 +148,17 @@ def _steps(task: _Task) -> Iterator[float]:
         loss = task.draw()
         optimiser.zero_grad()
         loss.backward()
+        ablation.pin(network, recipe.without)
         torch.nn.utils.clip_grad_norm_(learned, 1.0)
         optimiser.step()
         schedule.step()
+        ablation.pin(network, recipe.without)
         if step >= min((1 - recipe.averaged) * recipe.steps, recipe.steps - 1):
             average.update_parameters(network)
         running = loss.item() if running != running else 0.98 * running + 0.02 * loss.item()
         yield running
     network.load_state_dict(average.module.state_dict())
+    ablation.pin(network, recipe.without)
 
 
 class _Task:
@@ -148,8 +169,8 @@ class _Task:
     ) -> None:
         self.network, self.observations, self.split, self.rng, self.recipe = network, observations, split, rng, recipe
         config, o = network.config, observations
-        if len(split.city) <= config.neighbours:
-            raise ValueError(f"training: expected more than {config.neighbours} stations; found {len(split.city)}")
+        if len(split.city) <= config.near:
+            raise ValueError(f"training: expected more than {config.near} stations; found {len(split.city)}")
         self.length = config.lead_hours + DAY + config.tail_hours
         if split.train.stop - split.train.start <= self.length:
             found = split.train.stop - split.train.start
@@ -165,19 +186,17 @@ class _Task:
 
     def fit_bands(self, mode: str) -> None:
         """Fit the covariances of a mode's bands, and the scale of their variances."""
-        first = BANDS * MODES.index(mode)
-        parts, valid = self._parts(mode)
-        self._fit(list(range(first, first + BANDS)), parts, valid, mode)
+        self._fit(band_rows(mode), *self._parts(mode), mode)
 
     def fit_whole(self) -> None:
         """Fit the covariance of the whole value, by which stations judge one another."""
         parts, valid = self._parts("interim")
-        self._fit([BANDS * len(MODES)], parts.sum(0, keepdim=True), valid, "whole")
+        self._fit([WHOLE], parts.sum(0, keepdim=True), valid, "whole")
 
     @torch.no_grad()
     def _parts(self, mode: str) -> tuple[Tensor, Tensor]:
         """Bands (B, S, T) of the training hours, gaps filled, and where they were observed (S, T)."""
-        alone, _ = surroundings(self.network.knn, self.between, self.terrain)
+        alone = surroundings(self.network.knn.kriging, self.between, self.terrain).alone
         hours, lead = self.split.train, self.network.config.lead_hours
         every, parts, valid = np.arange(len(self.between)), [], []
         for start in range(hours.start, hours.stop, 24 * DAY):
@@ -210,17 +229,9 @@ class _Task:
         self._scale(kriging, rows, parts[:, :, observed[::23]].double(), valid[:, observed[::23]])
         log.info("covariances, %s: loss %.4f", name, loss.item() if steps else float("nan"))
 
-    def _systems(self, kriging: Kriging, rows: list[int]) -> Tensor:
-        """Ordinary-kriging precision (R, S, S) of all stations."""
-        terrain, between = self.terrain.double(), self.between.double()
-        noise = kriging.log_nugget[rows].exp().view(-1, 1, 1) * torch.eye(len(terrain), dtype=torch.float64)
-        inverse = torch.linalg.inv(kriging.covariance(between, terrain, terrain, rows) + noise)
-        ones = inverse.sum(2, keepdim=True)
-        return inverse - ones @ ones.transpose(1, 2) / ones.sum((1, 2), keepdim=True)
-
     def _left_out_loss(self, kriging: Kriging, rows: list[int], parts: Tensor, valid: Tensor) -> Tensor:
         """Error at every station when its city is left out, and when it alone is."""
-        system, z = self._systems(kriging, rows), parts.sum(0)
+        system, z = kriging.system(self.between, self.terrain, rows).precision, parts.sum(0)
         alone = (system @ parts) / system.diagonal(dim1=1, dim2=2)[..., None]
         total = torch.zeros((), dtype=torch.float64)
         for residual in (leave_out(system, parts, self.blocks)[0].sum(0), alone.sum(0)):
@@ -232,7 +243,7 @@ class _Task:
     @torch.no_grad()
     def _scale(self, kriging: Kriging, rows: list[int], parts: Tensor, valid: Tensor) -> None:
         """Scale the variances so that those of each band, and of their sum, are those of the residuals."""
-        residual, unit = leave_out(self._systems(kriging, rows), parts, self.blocks)
+        residual, unit = leave_out(kriging.system(self.between, self.terrain, rows).precision, parts, self.blocks)
         each = (residual**2)[:, valid].mean(1) / unit.mean(1)
         total = residual.sum(0)[valid].pow(2).mean() / (each[:, None] * unit).sum(0).mean()
         kriging.log_scale[rows] = (each * total).log().float()
@@ -244,15 +255,15 @@ class _Task:
         seen, queries = self._partition()
         mode = MODES[int(self.rng.integers(len(MODES)))]
         between, terrain = self.between[seen][:, seen], self.terrain[seen]
-        around = surroundings(self.network.knn, between, terrain)
-        k = min(self.network.config.neighbours, len(seen))
-        km, index = self.between[queries][:, seen].topk(k, largest=False)
-        weights = self.network.knn(geometry_of(index, km, between, terrain, self.terrain[queries]), mode)
+        around = surroundings(self.network.knn.kriging, between, terrain)
+        geometry = Geometry(self.between[queries][:, seen], between, self.terrain[queries], terrain)
+        index = geometry.distance.topk(min(self.network.config.near, len(seen)), largest=False)[1]
+        weights = self.network.knn(geometry, index, mode)
         losses = []
         for _ in range(self.recipe.windows):
             hours, read = self._window(seen, mode)
             cycle = cyclic(self.observations.hours[hours], self.observations.lon[queries], 24.0)
-            quantiles, mean = self.network(self.network.encoder(read, *around, mode), index, weights, cycle)
+            quantiles, mean = self.network(self.network.encoder(read, around, mode), index, weights, cycle)
             y = self.truth[queries][:, hours]
             losses.append(loss(quantiles, mean, torch.nan_to_num(y), torch.isfinite(y), self.recipe))
         return torch.stack(losses).mean()
@@ -277,7 +288,7 @@ class _Task:
         seen = ~away & ~single
         if rng.random() < recipe.thin:
             seen &= rng.random(len(city)) > rng.uniform(*recipe.thinned)
-        if seen.sum() <= self.network.config.neighbours:
+        if seen.sum() <= self.network.config.near:
             seen = ~single
             seen[rng.permutation(np.flatnonzero(away))[: max(1, len(city) // 10)]] = False
         return np.flatnonzero(seen), np.flatnonzero((away | single) & ~seen)

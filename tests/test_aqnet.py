@@ -16,6 +16,7 @@ from model.aqnet import (
     MEDIAN,
     MODES,
     SCALES,
+    WHOLE,
     AQNet,
     AQNetConfig,
     Channels,
@@ -23,18 +24,20 @@ from model.aqnet import (
     Kriging,
     Sums,
     Surroundings,
+    Weights,
+    band_rows,
     bands_of,
     fill,
     gather,
     kernel,
+    nearest_of,
     recent_error,
 )
-from model.geometry import distance_matrix, neighbours
-from model.layout import geometry_of, surroundings
+from model.geometry import distance_matrix
+from model.layout import surroundings
 from model.windows import FEATURES, LEVELS, TERRAIN_FEATURES, Window
 
 TINY = AQNetConfig(
-    neighbours=8,
     near=4,
     lead_hours=6,
     tail_hours=6,
@@ -44,7 +47,6 @@ TINY = AQNetConfig(
     embedding=2,
     head_hidden=8,
 )
-WHOLE = BANDS * len(MODES)
 seeds = st.integers(0, 2**31)
 Array = NDArray[np.float64]
 
@@ -68,19 +70,26 @@ def stations_at(seed: int, stations: int) -> tuple[Array, Array, Tensor]:
     return lon, lat, torch.from_numpy(rng.uniform(-1, 1.5, (stations, TERRAIN_FEATURES))).float()
 
 
-def layout(seed: int = 0, points: int = 6, k: int = 8, stations: int = 60) -> tuple[Tensor, Geometry]:
-    """Neighbours (Q, K) of points among stations, and their geometry."""
+def layout(seed: int = 0, points: int = 6, stations: int = 60) -> tuple[Tensor, Geometry]:
+    """The nearest stations (Q, A) of points, and the layout of these and of all stations."""
     lon, lat, terrain = stations_at(seed, stations + points)
-    index, km = neighbours(lon[stations:], lat[stations:], lon[:stations], lat[:stations], k)
-    between = torch.from_numpy(distance_matrix(lon, lat, lon, lat)).float()[:stations, :stations]
-    return torch.from_numpy(index), geometry_of(torch.from_numpy(index), km, between, terrain, terrain[stations:])
+    km = torch.from_numpy(distance_matrix(lon, lat, lon, lat)).float()
+    there, here = slice(0, stations), slice(stations, None)
+    geometry = Geometry(km[here, there], km[there, there], terrain[here], terrain[there])
+    return geometry.distance.topk(min(TINY.near, stations), largest=False)[1], geometry
 
 
-def around(net: AQNet, seed: int = 0, stations: int = 30) -> tuple[Surroundings, Surroundings]:
-    """What stations are told by their neighbours."""
+def weigh(net: AQNet, given: tuple[Tensor, Geometry], mode: str = "interim") -> Weights:
+    index, geometry = given
+    with torch.no_grad():
+        return net.knn(geometry, index, mode)
+
+
+def around(net: AQNet, seed: int = 0, stations: int = 30) -> Surroundings:
+    """What stations say of one another."""
     lon, lat, terrain = stations_at(seed, stations)
     with torch.no_grad():
-        return surroundings(net.knn, torch.from_numpy(distance_matrix(lon, lat, lon, lat)).float(), terrain)
+        return surroundings(net.knn.kriging, torch.from_numpy(distance_matrix(lon, lat, lon, lat)).float(), terrain)
 
 
 def channels(seed: int = 0, stations: int = 60, hours: int = 5) -> Channels:
@@ -111,11 +120,11 @@ def same(a: tuple[Tensor, ...], b: tuple[Tensor, ...], atol: float = 1e-4) -> No
 # ---- kriging ----
 
 
-def covariance(kriging: Kriging, row: int, km: float, a: Array, b: Array) -> float:
-    """The covariance of the docstring, a pair of places at a time and in float64."""
+def covariance(kriging: Kriging, row: int, km: float, a: Array, b: Array, least: float = 1e-6) -> float:
+    """The covariance of the docstring, a pair of places at a time and in float64; of two places, `least` km2 apart."""
     take = lambda name: getattr(kriging, name)[row].detach().double().numpy()  # noqa: E731
     factor, drift, slope = np.exp(take("log_factor")), np.exp(take("log_drift")), np.tanh(take("amplitude"))
-    d = np.sqrt(km**2 + 1e-6 + ((factor * (a - b)) ** 2).sum())
+    d = np.sqrt(km**2 + least + ((factor * (a - b)) ** 2).sum())
     power = 2 * np.minimum(1 / (1 + np.exp(-take("shape"))), 0.975)
     decay = np.exp(take("log_sill")) * np.exp(-((d / np.exp(take("log_range"))) ** power))
     amplitude = np.exp(0.3 * (slope * np.clip(a, -3, 3)).sum()), np.exp(0.3 * (slope * np.clip(b, -3, 3)).sum())
@@ -124,10 +133,11 @@ def covariance(kriging: Kriging, row: int, km: float, a: Array, b: Array) -> flo
 
 @torch.no_grad()
 def krige(kriging: Kriging, row: int, geometry: Geometry, q: int) -> tuple[Array, float]:
-    """Weights (K,) and unscaled variance of query q: the bordered system of Cressie 1993, (3.2.12), solved by numpy."""
+    """Weights (K,) and unscaled variance at place q: the bordered system of Cressie 1993, (3.2.12), solved by numpy."""
     k = geometry.distance.shape[1]
-    at, here = geometry.stations[q].double().numpy(), geometry.place[q].double().numpy()
-    between, km = geometry.between[q].double().numpy(), geometry.distance[q].double().numpy()
+    between, km, here, at = (
+        part.double().numpy() for part in (geometry.between, geometry.distance[q], geometry.place[q], geometry.stations)
+    )
     system, right = np.zeros((k + 1, k + 1)), np.ones(k + 1)
     system[k, :k] = system[:k, k] = 1
     for i in range(k):
@@ -136,52 +146,129 @@ def krige(kriging: Kriging, row: int, geometry: Geometry, q: int) -> tuple[Array
     nugget = float(kriging.log_nugget[row].exp())
     system[np.arange(k), np.arange(k)] += nugget
     solved = np.linalg.solve(system, right)
-    return solved[:k], covariance(kriging, row, 0.0, here, here) + nugget - float(solved @ right)
+    return solved[:k], covariance(kriging, row, 0.0, here, here, least=0.0) + nugget - float(solved @ right)
 
 
-@torch.no_grad()
+def of(geometry: Geometry, q: int, stations: Tensor) -> Geometry:
+    """Layout of one place and some of the stations."""
+    between = geometry.between[stations][:, stations]
+    return Geometry(
+        geometry.distance[q : q + 1, stations], between, geometry.place[q : q + 1], geometry.stations[stations]
+    )
+
+
 @pytest.mark.parametrize("k", [1, 2, 9, 24])
 @pytest.mark.parametrize("mode", MODES)
-def test_each_band_is_kriged_with_its_own_covariance(k: int, mode: str):
-    net, (_, geometry) = network(k), layout(k, points=3, k=k)
+def test_each_band_is_kriged_from_all_stations_with_its_own_covariance(k: int, mode: str):
+    net, (index, geometry) = network(k), layout(k, points=3, stations=k)
     kriging, first = net.knn.kriging, BANDS * MODES.index(mode)
-    with torch.no_grad():
-        weights = net.knn(geometry, mode)
+    weights = weigh(net, (index, geometry), mode)
+    assert weights.bands.shape == (3, BANDS, k)
     for q in range(3):
         for band in range(BANDS):
             expected, variance = krige(kriging, first + band, geometry, q)
-            scale = float(kriging.log_scale[first + band].exp())
-            np.testing.assert_allclose(weights.bands[q, band], expected, atol=2e-3)
-            np.testing.assert_allclose(weights.variance[q, band], max(variance * scale, 1e-4), atol=2e-3)
+            scale = kriging.log_scale[first + band].detach().exp().item()
+            np.testing.assert_allclose(weights.bands[q, band], expected, atol=1e-5)
+            np.testing.assert_allclose(weights.variance[q, band], max(variance * scale, 1e-4), rtol=1e-5, atol=1e-5)
 
 
-def test_stations_are_judged_by_the_covariance_of_the_whole_value():
-    net, (_, geometry) = network(), layout(points=3)
-    with torch.no_grad():
-        found = net.knn.whole(geometry)
+def test_rows_of_the_parameters_are_those_of_a_mode():
+    assert [band_rows(mode) for mode in ("interim", "final")] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert WHOLE == 8
+
+
+@pytest.mark.parametrize("k", [1, 3, 12])
+@torch.no_grad()
+def test_a_solved_system_gives_the_weights_and_variances_of_kriging_at_any_place(k: int):
+    """And its precision takes nothing from a value that all stations share."""
+    kriging, (_, geometry), rows = network(k).knn.kriging, layout(k, points=3, stations=k), [1, 6, WHOLE]
+    solved = kriging.system(geometry.between, geometry.stations, rows)
+    assert {part.dtype for part in solved} == {torch.float64}
+    double = Geometry(*(part.double() for part in geometry))
+    towards = kriging.covariance(double.distance, double.place, double.stations, rows)  # (R, I, K)
+    weights = towards @ solved.precision + solved.mean[:, None]
+    multiplier = solved.variance[:, None] - (towards * solved.mean[:, None]).sum(2)
+    total = kriging.variance(double.place, rows) + kriging.log_nugget[rows].exp()[:, None]
+    variance = total + multiplier - (weights * towards).sum(2)
+    for r, row in enumerate(rows):
+        for q in range(3):
+            expected, spread = krige(kriging, row, geometry, q)
+            np.testing.assert_allclose(weights[r, q], expected, atol=1e-5)
+            np.testing.assert_allclose(variance[r, q], spread, atol=1e-5)
+    torch.testing.assert_close(solved.precision.sum(2), torch.zeros(3, k, dtype=torch.float64), atol=1e-8, rtol=0)
+    torch.testing.assert_close(solved.mean.sum(1), torch.ones(3, dtype=torch.float64))
+
+
+@torch.no_grad()
+def test_a_batch_of_layouts_is_each_layout_by_itself():
+    kriging, rows = network().knn.kriging, [0, 5, WHOLE]
+    several = [layout(seed, points=3, stations=7)[1] for seed in range(4)]
+    batch = Geometry(*(torch.stack(parts).view(2, 2, *parts[0].shape).double() for parts in zip(*several, strict=True)))
+    weight, variance = kriging(batch, rows)
+    assert weight.shape == (3, 2, 2, 3, 7)
+    assert variance.shape == (3, 2, 2, 3)
+    for n, one in enumerate(several):
+        alone = kriging(Geometry(*(part.double() for part in one)), rows)
+        same((weight[:, n // 2, n % 2], variance[:, n // 2, n % 2]), alone, atol=1e-9)
+
+
+def test_the_nearest_of_a_layout_have_their_own_distances_and_terrain():
+    geometry = Geometry(
+        torch.tensor([[5.0, 9.0, 7.0], [2.0, 1.0, 3.0]]),
+        torch.arange(9.0).view(3, 3),
+        torch.arange(10.0).view(2, 5) + 70,
+        torch.arange(15.0).view(3, 5),
+    )
+    found = nearest_of(geometry, torch.tensor([[0, 2], [1, 0]]))
+    torch.testing.assert_close(found.distance, torch.tensor([[[5.0, 7.0]], [[1.0, 2.0]]]))
+    torch.testing.assert_close(found.between, torch.tensor([[[0.0, 2.0], [6.0, 8.0]], [[4.0, 3.0], [1.0, 0.0]]]))
+    torch.testing.assert_close(found.place, geometry.place[:, None])
+    torch.testing.assert_close(found.stations, torch.stack([geometry.stations[[0, 2]], geometry.stations[[1, 0]]]))
+
+
+@torch.no_grad()
+def test_attention_is_told_the_kriging_weights_of_the_whole_value_among_the_nearest(monkeypatch: pytest.MonkeyPatch):
+    net, (index, geometry) = network(), layout(points=3)
+    told: list[tuple[Tensor, ...]] = []
+    attention = net.knn.attention
+    monkeypatch.setattr(net.knn, "attention", lambda *args: told.append(args) or attention(*args))
+    weights = weigh(net, (index, geometry))
+    ((whole, distance, place, stations),) = told
     for q in range(3):
-        np.testing.assert_allclose(found[q], krige(net.knn.kriging, WHOLE, geometry, q)[0], atol=1e-3)
+        near = of(geometry, q, index[q])
+        np.testing.assert_allclose(whole[q], krige(net.knn.kriging, WHOLE, near, 0)[0], atol=1e-3)
+        torch.testing.assert_close(distance[q], near.distance[0])
+        torch.testing.assert_close(stations[q], near.stations)
+    torch.testing.assert_close(place, geometry.place)
+    torch.testing.assert_close(weights.attention, attention(whole, distance, place, stations))
+
+
+def test_the_head_is_told_how_near_the_nearest_station_is():
+    index, geometry = layout()
+    for km in (1.0, 100.0):  # in hundreds of km all lie beyond the farthest distance that the network has seen
+        found = weigh(network(), (index, geometry._replace(distance=km * geometry.distance))).near
+        nearest = np.minimum(km * geometry.distance.numpy().min(1, keepdims=True), 500)
+        np.testing.assert_allclose(found, np.log1p(nearest), rtol=1e-6)
 
 
 def test_the_bands_of_a_mode_move_with_its_rows_alone():
-    net, (_, geometry) = network(), layout()
+    net, given_layout = network(), layout()
+    before = {mode: weigh(net, given_layout, mode) for mode in MODES}
     with torch.no_grad():
-        before = {mode: net.knn(geometry, mode) for mode in MODES}
         net.knn.kriging.log_range[BANDS : 2 * BANDS] += 1.0
-        after = {mode: net.knn(geometry, mode) for mode in MODES}
+    after = {mode: weigh(net, given_layout, mode) for mode in MODES}
     same(before["interim"], after["interim"], atol=0)
     assert (before["final"].bands - after["final"].bands).abs().max() > 1e-3
     torch.testing.assert_close(before["final"].attention, after["final"].attention)
 
 
 @settings(max_examples=25)
-@given(seeds, st.integers(1, 48))
+@given(seeds, st.integers(1, 60))
 def test_weights_of_every_band_sum_to_1_and_attention_is_positive(seed: int, k: int):
-    with torch.no_grad():
-        weights = network(seed % 7).knn(layout(seed, k=k)[1], MODES[seed % 2])
+    weights = weigh(network(seed % 7), layout(seed, stations=k), MODES[seed % 2])
     assert weights.bands.shape == (6, BANDS, k)
     assert weights.attention.shape == (6, min(k, TINY.near))
-    torch.testing.assert_close(weights.bands.sum(-1), torch.ones(6, BANDS), atol=1e-3, rtol=0)
+    torch.testing.assert_close(weights.bands.sum(-1), torch.ones(6, BANDS), atol=1e-4, rtol=0)
     torch.testing.assert_close(weights.attention.sum(-1), torch.ones(6))
     assert (weights.attention > 0).all()
     assert (weights.variance > 0).all()
@@ -213,53 +300,48 @@ def test_other_terrain_makes_a_station_more_distant(feature: int):
     assert above == pytest.approx(below.item(), rel=1e-5)
 
 
+@torch.no_grad()
 def test_attention_starts_at_the_positive_weights_of_the_nearest():
     torch.manual_seed(0)
-    net, (_, geometry) = AQNet(TINY), layout()
-    with torch.no_grad():
-        weights, whole = net.knn(geometry), net.knn.whole(geometry)
-    start = whole[:, : TINY.near].clamp(min=0) + 5e-3
-    torch.testing.assert_close(weights.attention, start / start.sum(-1, keepdim=True))
+    net, (index, geometry) = AQNet(TINY), layout()
+    whole = torch.stack([net.knn.kriging(of(geometry, q, index[q]), [WHOLE])[0][0, 0] for q in range(6)])
+    start = whole.clamp(min=0) + 5e-3
+    torch.testing.assert_close(weigh(net, (index, geometry)).attention, start / start.sum(-1, keepdim=True))
 
 
 # ---- gaps ----
 
 
-def everyone(net: AQNet, seed: int, stations: int = 12) -> tuple[Surroundings, Tensor]:
-    """Weights of every station on all others, and distances (S + 1, S + 1) of them and, last, a query."""
-    lon, lat, terrain = stations_at(seed, stations + 1)
-    between = torch.from_numpy(distance_matrix(lon, lat, lon, lat)).float()
-    with torch.no_grad():
-        alone, _ = surroundings(net.knn, between[:-1, :-1], terrain[:-1])
-    return alone, between
+@pytest.mark.parametrize(("gaps", "atol"), [([4], 1e-4), ([0], 1e-4), ([2, 9], 5e-3)])
+@torch.no_grad()
+def test_a_filled_gap_changes_no_estimate_of_fixed_weights(gaps: list[int], atol: float):
+    """Kriging from all stations with the gaps kriged is kriging from the others: gaps say nothing of their own.
 
-
-@pytest.mark.parametrize("gaps", [[4], [0], [2, 9]])
-def test_a_filled_gap_changes_no_estimate_of_fixed_weights(gaps: list[int]):
-    """Kriging from all stations with the gaps kriged is kriging from the others: gaps say nothing of their own."""
+    Several gaps are filled in rounds, one from the other, and so nearly.
+    """
     net, S = network(2), 12
-    alone, between = everyone(net, 3, S)
-    terrain = stations_at(3, S + 1)[2]
+    _, geometry = layout(3, points=1, stations=S)
+    alone = surroundings(net.knn.kriging, geometry.between, geometry.stations).alone
     keep = [s for s in range(S) if s not in gaps]
 
-    def weights(index: list[int]) -> Tensor:
-        at = torch.tensor([index])
-        with torch.no_grad():
-            return net.knn.whole(geometry_of(at, between[-1:, index], between, terrain, terrain[-1:]))[0]
+    def weights(stations: list[int]) -> Tensor:
+        near = Geometry(*(part.double() for part in of(geometry, 0, torch.tensor(stations))))
+        return net.knn.kriging(near, [WHOLE])[0][0, 0].float()
 
+    torch.manual_seed(0)
     z = torch.randn(S, 1) + 3.5
     valid = torch.ones(S, 1, dtype=torch.bool)
     valid[gaps] = False
     filled, _ = fill(Window(torch.zeros(S, 1, FEATURES), z * valid, valid), alone, two_sided=False)
     fixed, fewer = weights(list(range(S))) @ filled, weights(keep) @ z[keep]
-    torch.testing.assert_close(fixed, fewer, atol=5e-3, rtol=0)
+    torch.testing.assert_close(fixed, fewer, atol=atol, rtol=0)
     assert (weights(list(range(S)))[gaps].abs() > 0.02).any()
 
 
 @settings(max_examples=15)
 @given(seeds, st.floats(0, 1), st.booleans())
 def test_observed_values_stay_and_what_a_gap_holds_is_never_read(seed: int, missing: float, two_sided: bool):
-    given_inputs, (alone, _) = inputs(seed, missing=missing), around(network())
+    given_inputs, alone = inputs(seed, missing=missing), around(network()).alone
     filled, departure = fill(given_inputs, alone, two_sided)
     valid = given_inputs.valid
     assert torch.equal(filled[valid], given_inputs.z[valid])
@@ -273,7 +355,7 @@ def test_observed_values_stay_and_what_a_gap_holds_is_never_read(seed: int, miss
 def test_gaps_stay_about_where_the_observations_are(missing: float):
     """Rounds of kriging among gaps settle, whatever the share of gaps."""
     torch.manual_seed(0)
-    given_inputs, (alone, _) = inputs(stations=60, hours=40, missing=missing), around(AQNet(TINY), stations=60)
+    given_inputs, alone = inputs(stations=60, hours=40, missing=missing), around(AQNet(TINY), stations=60).alone
     filled, _ = fill(given_inputs, alone, two_sided=False)
     z = given_inputs.z[given_inputs.valid]
     assert filled.min() > z.min() - 2
@@ -281,34 +363,34 @@ def test_gaps_stay_about_where_the_observations_are(missing: float):
 
 
 def test_the_departure_is_that_from_what_the_neighbours_say():
-    given_inputs, (alone, _) = inputs(missing=0.0), around(network())
+    given_inputs, alone = inputs(missing=0.0), around(network()).alone
     _, departure = fill(given_inputs, alone, two_sided=False)
     for s in range(30):
-        said = alone.weights[s] @ given_inputs.z[alone.index[s]]
+        others = [i for i in range(30) if i != s]
+        said = alone[s, others] @ given_inputs.z[others]
         torch.testing.assert_close(departure[s], given_inputs.z[s] - said, atol=1e-4, rtol=1e-4)
 
 
-def alone_with_a_gap(hours: int = 41) -> tuple[Window, Surroundings]:
+def alone_with_a_gap(hours: int = 41) -> tuple[Window, Tensor]:
     """Constant neighbours, and station 0 one unit above them at both ends of a gap of all hours between."""
-    (surrounding, _) = around(network())
     given_inputs = inputs(hours=hours, missing=0.0)
     given_inputs.z[:] = 3.0
     given_inputs.z[0, 0], given_inputs.z[0, -1] = 4.0, 2.0
     given_inputs.valid[0, 1:-1] = False
-    return given_inputs, surrounding
+    return given_inputs, around(network()).alone
 
 
 def test_a_departure_fades_into_a_gap():
-    given_inputs, surrounding = alone_with_a_gap()
-    filled, _ = fill(given_inputs, surrounding, two_sided=False)
+    given_inputs, alone = alone_with_a_gap()
+    filled, _ = fill(given_inputs, alone, two_sided=False)
     expected = 3 + torch.exp(-torch.arange(40.0) / 12)
     torch.testing.assert_close(filled[0, :-1], expected, atol=1e-3, rtol=0)
 
 
 def test_seen_from_both_sides_a_gap_is_the_mean_of_an_ornstein_uhlenbeck_bridge():
     """Simple kriging in time with the covariance exp(-lag / 12 h), from the two ends of the gap."""
-    given_inputs, surrounding = alone_with_a_gap()
-    filled, _ = fill(given_inputs, surrounding, two_sided=True)
+    given_inputs, alone = alone_with_a_gap()
+    filled, _ = fill(given_inputs, alone, two_sided=True)
     hour = np.arange(41)
     c = lambda lag: np.exp(-np.abs(lag) / 12)  # noqa: E731
     weights = np.linalg.solve([[1, c(40)], [c(40), 1]], np.stack([c(hour), c(40 - hour)]))
@@ -316,7 +398,7 @@ def test_seen_from_both_sides_a_gap_is_the_mean_of_an_ornstein_uhlenbeck_bridge(
 
 
 def test_one_station_keeps_its_values_and_departs_from_nothing():
-    given_inputs, (alone, _) = inputs(stations=1), around(network(), stations=1)
+    given_inputs, alone = inputs(stations=1), around(network(), stations=1).alone
     filled, departure = fill(given_inputs, alone, two_sided=False)
     assert torch.equal(filled[given_inputs.valid], given_inputs.z[given_inputs.valid])
     assert (departure == 0).all()
@@ -370,11 +452,11 @@ def test_a_level_is_all_in_the_slowest_band(mode: str):
 @pytest.mark.parametrize("mode", MODES)
 def test_recent_error_is_the_weighted_mean_of_brute_force(mode: str):
     given_inputs, arounds = inputs(stations=8, hours=9), around(network(), stations=8)
-    filled, _ = fill(given_inputs, arounds[0], two_sided=False)
+    filled, _ = fill(given_inputs, arounds.alone, two_sided=False)
     error, heard = recent_error(given_inputs, filled, arounds, mode)
     scale = {"interim": 2.0, "final": 1.5}[mode]
     for s in range(8):
-        said = [a.weights[s] @ filled[a.index[s]] for a in arounds]
+        said = [(weights[s, :, None] * filled).sum(0) for weights in (arounds.alone, arounds.apart)]
         off = sum((given_inputs.z[s] - x).abs() for x in said)
         for t in range(9):
             lag = t - np.arange(9)
@@ -389,7 +471,7 @@ def test_recent_error_is_the_weighted_mean_of_brute_force(mode: str):
 def test_neighbours_that_are_right_make_no_error():
     given_inputs, arounds = inputs(), around(network())
     given_inputs.z[:] = 4.0 * given_inputs.valid
-    filled, _ = fill(given_inputs, arounds[0], two_sided=False)
+    filled, _ = fill(given_inputs, arounds.alone, two_sided=False)
     error, heard = recent_error(given_inputs, filled, arounds, "interim")
     assert error.abs().max() < 0.02
     assert heard.min() >= 0
@@ -409,7 +491,7 @@ def test_the_encoder_looks_back_only(seed: int, hour: int):
         part[:, TINY.lead_hours + hour + 1 :] = new[:, TINY.lead_hours + hour + 1 :]
     arounds = around(net)
     with torch.no_grad():
-        for a, b in zip(net.encoder(before, *arounds), net.encoder(after, *arounds), strict=True):
+        for a, b in zip(net.encoder(before, arounds), net.encoder(after, arounds), strict=True):
             assert torch.equal(a[:, : hour + 1], b[:, : hour + 1])
             assert not torch.equal(a[:, hour + 1 :], b[:, hour + 1 :])
 
@@ -422,7 +504,7 @@ def test_the_final_encoder_looks_ahead_too(part: str):
     changed[:, 12 + TINY.lead_hours + TINY.history - 1] += 1.0
     arounds = around(net)
     with torch.no_grad():
-        a, b = (net.encoder(x, *arounds, "final") for x in (before, before._replace(**{part: changed})))
+        a, b = (net.encoder(x, arounds, "final") for x in (before, before._replace(**{part: changed})))
     assert (a.bands != b.bands).any(-1).any(0).all()
     assert a.bands.shape == (30, 12, BANDS)
 
@@ -436,7 +518,7 @@ def test_other_pollutants_count_within_the_history_alone(mode: str):
         features = before.features.clone()
         features[:, hours] = 3.0
         with torch.no_grad():
-            a, b = (net.encoder(x, *arounds, mode) for x in (before, before._replace(features=features)))
+            a, b = (net.encoder(x, arounds, mode) for x in (before, before._replace(features=features)))
         assert torch.equal(a.bands, b.bands) != moved
 
 
@@ -461,12 +543,12 @@ def test_the_final_context_is_symmetric_in_time():
     turned = Window(*(part.flip(1) for part in given_inputs))
     found, back = [], []
     for read, kept in ((given_inputs, found), (turned, back)):
-        filled, departure = fill(read, arounds[0], two_sided=True)
+        filled, departure = fill(read, arounds.alone, two_sided=True)
         bands = bands_of(filled, read.valid.any(0), "final")
         kept += [filled, departure, bands, *recent_error(read, filled, arounds, "final")]
     same(tuple(found), tuple(x.flip(1) for x in back))
     one_sided = [
-        bands_of(fill(read, arounds[0], False)[0], read.valid.any(0), "interim") for read in (given_inputs, turned)
+        bands_of(fill(read, arounds.alone, False)[0], read.valid.any(0), "interim") for read in (given_inputs, turned)
     ]
     assert (one_sided[0] - one_sided[1].flip(1)).abs().max() > 0.1
 
@@ -476,7 +558,7 @@ def test_a_missing_value_is_never_read(mode: str):
     net, before = network(), inputs(hours=length(mode))
     after, arounds = before._replace(z=torch.where(before.valid, before.z, 99.0)), around(net)
     with torch.no_grad():
-        for a, b in zip(net.encoder(before, *arounds, mode), net.encoder(after, *arounds, mode), strict=True):
+        for a, b in zip(net.encoder(before, arounds, mode), net.encoder(after, arounds, mode), strict=True):
             assert torch.equal(a, b)
 
 
@@ -487,9 +569,9 @@ def test_stations_in_another_order_have_the_same_channels(mode: str):
     order = torch.randperm(30)
     between = torch.from_numpy(distance_matrix(lon, lat, lon, lat)).float()
     with torch.no_grad():
-        found = net.encoder(before, *surroundings(net.knn, between, terrain), mode)
-        arounds = surroundings(net.knn, between[order][:, order], terrain[order])
-        shuffled = net.encoder(Window(*(part[order] for part in before)), *arounds, mode)
+        found = net.encoder(before, surroundings(net.knn.kriging, between, terrain), mode)
+        arounds = surroundings(net.knn.kriging, between[order][:, order], terrain[order])
+        shuffled = net.encoder(Window(*(part[order] for part in before)), arounds, mode)
     same(tuple(channel[order] for channel in found), shuffled, atol=1e-3)
 
 
@@ -498,7 +580,7 @@ def test_the_untrained_encoder_gives_back_about_what_was_observed(mode: str):
     torch.manual_seed(0)
     net, given_inputs = AQNet(TINY), inputs(hours=length(mode))
     with torch.no_grad():
-        found = net.encoder(given_inputs, *around(net), mode)
+        found = net.encoder(given_inputs, around(net), mode)
     own = slice(TINY.lead_hours, TINY.lead_hours + 12)
     valid = given_inputs.valid[:, own]
     assert ((found.bands.sum(-1) - given_inputs.z[:, own])[valid].abs() < 0.2).all()
@@ -509,7 +591,7 @@ def test_the_untrained_encoder_gives_back_about_what_was_observed(mode: str):
 def test_any_number_of_stations_has_channels(stations: int, mode: str):
     net = network()
     with torch.no_grad():
-        found = net.encoder(inputs(stations=stations, hours=length(mode)), *around(net, stations=stations), mode)
+        found = net.encoder(inputs(stations=stations, hours=length(mode)), around(net, stations=stations), mode)
     assert found.heard.shape == (stations, 12)
     assert all(torch.isfinite(channel).all() for channel in found)
 
@@ -520,30 +602,28 @@ def test_any_number_of_stations_has_channels(stations: int, mode: str):
 def test_gather_is_the_sums_of_its_definition():
     index, geometry = layout(points=3)
     given_channels, net = channels(), network()
-    with torch.no_grad():
-        weights = net.knn(geometry)
-        found = gather(given_channels, index, weights)
+    weights = weigh(net, (index, geometry))
+    found = gather(given_channels, index, weights)
     bands, embedding, error, heard = (c.double().numpy() for c in given_channels)
     for q in range(3):
-        at = index[q].numpy()
+        near = index[q].numpy()
         a, kriging = weights.attention[q].double().numpy(), weights.bands[q].double().numpy()
         for t in range(5):
             for band in range(BANDS):
-                assert found.bands[q, t, band] == pytest.approx(kriging[band] @ bands[at, t, band], abs=1e-4)
-            assert found.error[q, t] == pytest.approx(a @ error[at[: TINY.near], t], abs=1e-5)
-            assert found.heard[q, t] == pytest.approx(a @ heard[at[: TINY.near], t], abs=1e-5)
-            np.testing.assert_allclose(found.embedding[q, t], a @ embedding[at[: TINY.near], t], atol=1e-4)
+                assert found.bands[q, t, band] == pytest.approx(kriging[band] @ bands[:, t, band], abs=1e-4)
+            assert found.error[q, t] == pytest.approx(a @ error[near, t], abs=1e-5)
+            assert found.heard[q, t] == pytest.approx(a @ heard[near, t], abs=1e-5)
+            np.testing.assert_allclose(found.embedding[q, t], a @ embedding[near, t], atol=1e-4)
 
 
 def test_a_constant_in_a_band_comes_out_as_it_is():
     """Every value is traced to observations by weights that sum to 1."""
     index, geometry = layout()
     given_channels, net = channels(), network()
-    with torch.no_grad():
-        weights = net.knn(geometry)
-        before = gather(given_channels, index, weights)
-        after = gather(given_channels._replace(bands=given_channels.bands + 1.0), index, weights)
-    torch.testing.assert_close(after.bands, before.bands + 1, atol=2e-3, rtol=0)
+    weights = weigh(net, (index, geometry))
+    before = gather(given_channels, index, weights)
+    after = gather(given_channels._replace(bands=given_channels.bands + 1.0), index, weights)
+    torch.testing.assert_close(after.bands, before.bands + 1, atol=1e-4, rtol=0)
 
 
 # ---- head ----
@@ -556,7 +636,7 @@ def test_quantiles_never_decrease(seed: int):
     torch.manual_seed(seed)
     net = network(seed, noise=1.0)
     with torch.no_grad():
-        quantiles, mean = net(channels(seed), index, net.knn(geometry), torch.randn(6, 5, 2))
+        quantiles, mean = net(channels(seed), index, net.knn(geometry, index), torch.randn(6, 5, 2))
     assert quantiles.shape == (6, 5, len(LEVELS))
     assert (quantiles.diff(dim=-1) >= 0).all()
     assert torch.isfinite(mean).all()
@@ -568,7 +648,7 @@ def test_an_untrained_head_is_kriging_with_a_normal_interval(seed: int):
     torch.manual_seed(seed)
     net, (index, geometry) = AQNet(TINY), layout(seed)
     with torch.no_grad():
-        weights = net.knn(geometry)
+        weights = net.knn(geometry, index)
         sums = gather(channels(seed), index, weights)
         quantiles, mean = net.head(sums, weights, torch.zeros(6, 5, 2))
     torch.testing.assert_close(quantiles[..., MEDIAN], sums.bands.sum(-1), atol=0.1, rtol=0)
@@ -585,7 +665,7 @@ def test_neighbours_that_were_farther_off_widen_the_interval():
     torch.manual_seed(0)
     net, (index, geometry) = AQNet(TINY), layout()
     with torch.no_grad():
-        weights = net.knn(geometry)
+        weights = net.knn(geometry, index)
         sums = gather(channels(), index, weights)
         near, far = (
             net.head(sums._replace(error=share * sums.heard), weights, torch.zeros(6, 5, 2))[0] for share in (0.2, 1.0)
@@ -597,15 +677,15 @@ def test_the_cycle_of_the_query_reaches_its_estimate():
     index, geometry = layout()
     net = network()
     with torch.no_grad():
-        weights = net.knn(geometry)
+        weights = net.knn(geometry, index)
         noon, night = (net(channels(), index, weights, torch.full((6, 5, 2), s))[0] for s in (1.0, -1.0))
     assert not torch.equal(noon, night)
 
 
 def test_the_head_stays_finite_where_nothing_was_heard():
-    net, (_, geometry) = network(), layout()
+    net, (index, geometry) = network(), layout()
     with torch.no_grad():
-        weights = net.knn(geometry)
+        weights = net.knn(geometry, index)
         silent = Sums(torch.zeros(6, 5, BANDS), torch.zeros(6, 5), torch.zeros(6, 5), torch.zeros(6, 5, TINY.embedding))
         found = net.head(silent, weights, torch.zeros(6, 5, 2))
     assert all(torch.isfinite(part).all() for part in found)
@@ -615,45 +695,48 @@ def test_the_head_stays_finite_where_nothing_was_heard():
 
 
 @pytest.mark.parametrize("k", [1, 2, 5, 48])
-def test_any_number_of_neighbours_works(k: int):
-    index, geometry = layout(k=k)
+def test_any_number_of_stations_works(k: int):
+    index, geometry = layout(stations=k)
     net = network()
     with torch.no_grad():
-        quantiles, mean = net(channels(), index, net.knn(geometry), torch.randn(6, 5, 2))
+        quantiles, mean = net(channels(stations=k), index, net.knn(geometry, index), torch.randn(6, 5, 2))
     assert torch.isfinite(quantiles).all()
     assert torch.isfinite(mean).all()
 
 
-def test_one_neighbour_gives_its_value():
-    net, (index, geometry) = network(), layout(k=1)
-    with torch.no_grad():
-        sums = gather(channels(), index, net.knn(geometry))
-    torch.testing.assert_close(sums.bands, channels().bands[index[:, 0]], rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(sums.embedding, channels().embedding[index[:, 0]])
+def test_one_station_gives_its_value():
+    given_channels, (index, geometry) = channels(stations=1), layout(stations=1)
+    sums = gather(given_channels, index, weigh(network(), (index, geometry)))
+    torch.testing.assert_close(sums.bands, given_channels.bands.expand(6, -1, -1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(sums.embedding, given_channels.embedding.expand(6, -1, -1))
 
 
 @pytest.mark.parametrize("km", [0.0, 3000.0, 19000.0])
 def test_a_place_at_a_station_or_across_the_earth_has_weights(km: float):
-    net, (_, geometry) = network(), layout()
-    with torch.no_grad():
-        weights = net.knn(geometry._replace(distance=torch.full_like(geometry.distance, km)))
+    net, (index, geometry) = network(), layout()
+    weights = weigh(net, (index, geometry._replace(distance=torch.full_like(geometry.distance, km))))
     assert all(torch.isfinite(part).all() for part in weights)
     torch.testing.assert_close(weights.bands.sum(-1), torch.ones(6, BANDS), atol=1e-3, rtol=0)
 
 
 def test_every_gradient_is_finite_where_stations_share_a_place_or_say_nothing():
     net = network()
-    index, geometry = layout(k=8)
-    geometry.distance[0] = 0.0
-    geometry.between[0] = 0.0
-    geometry.stations[0] = geometry.place[0]  # eight instruments at one place, and the query there too
+    index, geometry = layout(stations=60)
+    one = index[0]  # these instruments and the first query stand at one place
+    geometry.distance[:, one] = geometry.distance[:, one[:1]]
+    geometry.between[:, one] = geometry.between[:, one[:1]]
+    geometry.between[one] = geometry.between[one[:1]]
+    geometry.distance[0] = geometry.between[one[0]]
+    geometry.stations[one] = geometry.place[0]
+    index = geometry.distance.topk(TINY.near, largest=False)[1]
+    assert geometry.distance[0, index[0]].max() == geometry.between[one][:, one].max() == 0
     given_inputs = inputs(stations=60, hours=length("final"), missing=0.7)
     given_inputs.valid[index[1]] = False  # nothing at all near the second query
     total = torch.zeros(())
     for mode in MODES:
         read = given_inputs if mode == "final" else Window(*(part[:, : length(mode)] for part in given_inputs))
-        read_channels = net.encoder(read, *around(net, stations=60), mode)
-        quantiles, mean = net(read_channels, index, net.knn(geometry, mode), torch.randn(6, 12, 2))
+        read_channels = net.encoder(read, around(net, stations=60), mode)
+        quantiles, mean = net(read_channels, index, net.knn(geometry, index, mode), torch.randn(6, 12, 2))
         total = total + quantiles.sum() + mean.sum()
     total.backward()
     for name, weight in net.named_parameters():

@@ -13,7 +13,6 @@ from model import checkpoint
 from model.aqnet import AQNet, AQNetConfig
 
 TINY = AQNetConfig(
-    neighbours=8,
     near=4,
     lead_hours=6,
     tail_hours=6,
@@ -128,4 +127,4 @@ def test_shipped_weights_load_where_they_are():
     evaluated = sorted(checkpoint.SHIPPED.glob("*.safetensors"))
     assert len(evaluated) == 3
     for path in (checkpoint.DEFAULT, *evaluated):
-        assert checkpoint.load(path).config.neighbours > 0
+        assert checkpoint.load(path).config.near > 0

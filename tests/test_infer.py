@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from pyproj import Geod
@@ -17,9 +17,10 @@ from torch import Tensor
 
 from model import checkpoint, grid_layout, infer, nearest
 from model.aqnet import MODES, AQNet, AQNetConfig, Geometry
-from model.geometry import distance_matrix, neighbours
+from model.geometry import distance_matrix
+from model.grid_layout import NEIGHBOURS
 from model.infer import Interpolator, day_blocks, estimate, utc_days
-from model.layout import geometry_of, surroundings
+from model.layout import surroundings
 from model.windows import (
     LEVELS,
     POLLUTANTS,
@@ -33,7 +34,6 @@ from model.windows import (
 )
 
 TINY = AQNetConfig(
-    neighbours=8,
     near=4,
     lead_hours=6,
     tail_hours=6,
@@ -90,9 +90,14 @@ def only(seen: Observations, stations: NDArray[np.int64]) -> Observations:
     return replace(seen, values=seen.values[:, :, stations], **part)
 
 
-def assert_same(a: Estimate | infer.Block, b: Estimate | infer.Block, rtol: float = 0.0) -> None:
-    np.testing.assert_allclose(a.mean, b.mean, rtol=rtol)
-    np.testing.assert_allclose(a.quantiles, b.quantiles, rtol=rtol)
+def assert_same(a: Estimate | infer.Block, b: Estimate | infer.Block, rtol: float = 0.0, atol: float = 0.0) -> None:
+    np.testing.assert_allclose(a.mean, b.mean, rtol=rtol, atol=atol)
+    np.testing.assert_allclose(a.quantiles, b.quantiles, rtol=rtol, atol=atol)
+
+
+def assert_close(a: Estimate | infer.Block, b: Estimate | infer.Block) -> None:
+    """Up to the rounding of sums in another order."""
+    assert_same(a, b, rtol=1e-4, atol=1e-3)
 
 
 def together(blocks: Iterator[infer.Block]) -> Estimate:
@@ -112,30 +117,48 @@ def early(found: Estimate, stop: int) -> Estimate:
 
 
 @both_modes
-@pytest.mark.parametrize("stations", [5, 20, 70])
-def test_the_fast_path_gives_what_the_training_path_gives(mode: str, stations: int):
-    """`AQNet.forward` on the window of the second day, station by station as training has it.
+@pytest.mark.parametrize(("stations", "silent"), [(5, 0), (5, 2), (20, 7), (70, 0), (70, 25)])
+def test_the_fast_path_gives_what_the_training_path_gives(mode: str, stations: int, silent: int):
+    """`AQNet.forward` on the window of the second day, from the stations that report alone, as training has them.
 
-    Of 70 stations enough lie 50 km away to judge each other apart; five are fewer than the neighbours asked for.
+    Of 70 stations enough lie 50 km away to judge each other apart, and not all are neighbours; three are fewer than
+    attention looks at.
     """
     net, seen, at = network(), record(hours=LEAD + 48 + TAIL, stations=stations, missing=0.3), places()
     hours = slice(LEAD + 24, LEAD + 48)
     span = slice(hours.start - LEAD, hours.stop + (TAIL if mode == "final" else 0))
+    seen.values[0, span, :silent] = np.nan  # they report before, and without PM2.5 still
     chosen = np.flatnonzero(np.isfinite(seen.values[0, span]).any(axis=0))
-    lon, lat, terrain = seen.lon[chosen], seen.lat[chosen], terrain_features(seen)[chosen]
-    index, km = neighbours(at.lon, at.lat, lon, lat, 8)  # all, where there are fewer
-    between = torch.from_numpy(distance_matrix(lon, lat, lon, lat)).float()
-    nearest = torch.from_numpy(index)
-    with torch.no_grad():
-        weights = net.knn(geometry_of(nearest, km, between, terrain, terrain_features(at)), mode)
-        around = surroundings(net.knn, between, terrain)
-        channels = net.encoder(window(seen, span, chosen, TINY.mean, TINY.std), *around, mode)
-        z, mean = net(channels, nearest, weights, cyclic(seen.hours[hours], at.lon, 24.0))
+    assert len(chosen) == stations - silent
+    z, mean = trained(net, seen, hours, span, chosen, at, mode)
     found = estimate(net, seen, at, mode)
+    index = np.argsort(distance_matrix(at.lon, at.lat, seen.lon[chosen], seen.lat[chosen]), axis=1)[:, :NEIGHBOURS]
     heard = np.isfinite(seen.values[0, hours][:, chosen[index]]).any(axis=2)  # (T, Q)
     expected = np.where(heard, from_z(z).permute(2, 1, 0), np.nan), np.where(heard, from_z(mean).T, np.nan)
     np.testing.assert_allclose(found.quantiles[:, hours], expected[0], rtol=1e-3, atol=1e-3)
     np.testing.assert_allclose(found.mean[hours], expected[1], rtol=1e-3, atol=1e-3)
+
+
+@torch.no_grad()
+def trained(
+    net: AQNet,
+    seen: Observations,
+    hours: slice,
+    span: slice,
+    chosen: NDArray[np.int64],
+    at: Points,
+    mode: str,
+) -> tuple[Tensor, Tensor]:
+    """Quantiles (Q, T, N) and mean (Q, T) in z as training makes them, from the chosen stations of a window."""
+    lon, lat, terrain = seen.lon[chosen], seen.lat[chosen], terrain_features(seen)[chosen]
+    between, km = (
+        torch.from_numpy(distance_matrix(*places, lon, lat)).float() for places in ((lon, lat), (at.lon, at.lat))
+    )
+    geometry = Geometry(km, between, terrain_features(at), terrain)
+    nearest = km.topk(min(TINY.near, len(chosen)), largest=False)[1]
+    weights, around = net.knn(geometry, nearest, mode), surroundings(net.knn.kriging, between, terrain)
+    channels = net.encoder(window(seen, span, chosen, TINY.mean, TINY.std), around, mode)
+    return net(channels, nearest, weights, cyclic(seen.hours[hours], at.lon, 24.0))
 
 
 @both_modes
@@ -160,8 +183,8 @@ def test_points_do_not_change_each_other(monkeypatch: pytest.MonkeyPatch):
     """Nor does it matter how many are worked on at once."""
     net, seen, at = network(), record(), places(11)
     whole = estimate(net, seen, at)
-    for module in (grid_layout, nearest):
-        monkeypatch.setattr(module, "_CHUNK", 3)
+    for module, name in ((grid_layout, "_CHUNK"), (nearest, "_CHUNK"), (infer, "_BLOCK")):
+        monkeypatch.setattr(module, name, 3)
     assert_same(estimate(net, seen, at), whole, rtol=2e-4)
     for i in (0, 5, 10):
         one = estimate(net, seen, place(at, i))
@@ -169,12 +192,16 @@ def test_points_do_not_change_each_other(monkeypatch: pytest.MonkeyPatch):
         np.testing.assert_allclose(one.quantiles[:, :, 0], whole.quantiles[:, :, i], rtol=2e-4)
 
 
-def test_threads_do_not_change_the_estimates():
-    net, seen, at = network(), record(hours=LEAD + 12), places(130)
-    alone = estimate(net, seen, at)
+@both_modes
+def test_threads_do_not_change_the_estimates(mode: str):
+    """Neither those that share out the points nor the one that reads the next day, though stations come and go."""
+    net, seen, at = network(), record(stations=40), places(700)
+    seen.values[:, 20:40, :9] = np.nan
+    seen.values[:, 50:, 30:] = np.nan
+    alone = estimate(net, seen, at, mode)
     torch.set_num_threads(2)
     try:
-        shared = estimate(net, seen, at)
+        shared = estimate(net, seen, at, mode)
     finally:
         torch.set_num_threads(1)
     assert_same(shared, alone, rtol=1e-5)
@@ -348,37 +375,37 @@ def test_a_day_in_two_pieces_is_the_day_in_one_though_a_station_starts_between()
 
 @both_modes
 def test_a_layout_kept_up_to_date_is_a_fresh_one(mode: str):
-    """Stations stop and start from day to day; only the points they touch are computed again."""
+    """Stations stop and start from day to day; attention is computed again for the points that they touch alone."""
     rng, net, at = np.random.default_rng(2), network(), places(40)
     values = record(hours=24 * 9, first=MIDNIGHT, stations=60, missing=0.0).values.copy()
     for day in range(9):
         values[:, 24 * day : 24 * day + 24, rng.permutation(60)[: rng.integers(0, 8)]] = np.nan
-    values[:, 120:144, 7:] = np.nan  # fewer than K for a day
+    values[:, 120 - LEAD : 144 + TAIL, 3:] = np.nan  # fewer than attention looks at for a day
     seen = replace(record(hours=24 * 9, first=MIDNIGHT, stations=60), values=values)
     kept = Interpolator(net, seen, at, mode=mode)
     for hours in utc_days(seen.hours, 0):
         found, fresh = kept(hours), Interpolator(net, seen, at, mode=mode)(hours)
-        assert_same(found, fresh, rtol=1e-3)
+        assert_close(found, fresh)
         np.testing.assert_allclose(found.distance, fresh.distance)
 
 
-def test_only_points_that_a_station_touches_are_computed_again(monkeypatch: pytest.MonkeyPatch):
+def test_attention_is_computed_again_for_points_that_a_station_touches_alone(monkeypatch: pytest.MonkeyPatch):
     seen, at, net = record(hours=48, first=MIDNIGHT, stations=60, missing=0.0), places(40), network()
     seen.values[0, 18:, 3] = np.nan  # station 3 is there on the first day, but not in the window of the second
     kept = Interpolator(net, seen, at)
     counts: list[int] = []
-    attention = net.knn.attention  # once for every point whose weights are computed
+    attention = net.knn.attention  # once for every point whose attention is computed
 
-    def spy(geometry: Geometry, whole: Tensor) -> Tensor:
-        counts[-1] += len(geometry.distance)
-        return attention(geometry, whole)
+    def spy(whole: Tensor, *layout: Tensor) -> Tensor:
+        counts[-1] += len(whole)
+        return attention(whole, *layout)
 
     monkeypatch.setattr(net.knn, "attention", spy)
     for hours in utc_days(seen.hours, 0):
         counts.append(0)
         kept(hours)
     km = distance_matrix(at.lon, at.lat, seen.lon, seen.lat)
-    assert counts == [40, int((np.argsort(km, axis=1)[:, :8] == 3).any(axis=1).sum())]
+    assert counts == [40, int((np.argsort(km, axis=1)[:, : TINY.near] == 3).any(axis=1).sum())]
     assert 0 < counts[1] < 40
 
 
@@ -388,7 +415,42 @@ def test_a_station_without_pm2p5_is_not_there_whatever_else_it_reports():
     seen.values[1:, :, 4] = 1e4
     rest = np.delete(np.arange(20), 4)
     for mode in MODES:
-        assert_same(estimate(net, seen, at, mode), estimate(net, only(seen, rest), at, mode))
+        assert_close(estimate(net, seen, at, mode), estimate(net, only(seen, rest), at, mode))
+
+
+@both_modes
+@settings(max_examples=12)
+@given(seed=st.integers(0, 2**31))
+def test_silent_stations_are_as_if_they_were_not_in_the_record(mode: str, seed: int):
+    """Any number of them, whatever their places: weights of all stations are worked out, and say the same."""
+    rng, seen, at = np.random.default_rng(seed), record(hours=LEAD + 24, stations=60), places()
+    talking = np.sort(rng.permutation(60)[: rng.integers(1, 60)])
+    silent = np.setdiff1d(np.arange(60), talking)
+    place = silent[rng.random(len(silent)) < 0.3]  # some at the very place of one that reports, or of a point
+    for name in ("lon", "lat", "elevation"):
+        getattr(seen, name)[place] = rng.choice([getattr(seen, name)[talking[0]], getattr(at, name)[0]])
+    seen.values[0, :, silent] = np.nan
+    net = network(seed % 3)
+    assert_close(estimate(net, seen, at, mode), estimate(net, only(seen, talking), at, mode))
+
+
+@both_modes
+def test_each_day_is_that_of_a_record_of_its_stations_alone(mode: str):
+    """Stations that report in its window; and whoever reports at other times has no part in it."""
+    net, at = network(), places()
+    seen = record(hours=24 * 4 + LEAD, stations=30, missing=0.1)
+    for day, away in enumerate((slice(0, 9), slice(5, 30), slice(0, 0), slice(20, 29))):
+        seen.values[0, 24 * day : 24 * day + LEAD + 24 + TAIL, away] = np.nan
+    found, counts = estimate(net, seen, at, mode), []
+    for hours in utc_days(seen.hours, LEAD):
+        stop = hours.stop + (TAIL if mode == "final" else 0)
+        part = cut(seen, slice(hours.start - LEAD, stop))
+        reporting = np.flatnonzero(np.isfinite(part.values[0]).any(axis=0))
+        counts.append(len(reporting))
+        alone = together(day_blocks(net, only(part, reporting), at, LEVELS, LEAD, LEAD + 24, mode))
+        assert_close(Estimate(found.mean[hours], found.quantiles[:, hours]), alone)
+    assert min(counts) <= 10
+    assert len(set(counts)) > 2
 
 
 @both_modes
@@ -471,15 +533,19 @@ def test_in_an_hour_without_any_observation_there_is_no_estimate(mode: str):
     assert np.isnan(found.quantiles[:, silent:]).all()
 
 
-def test_a_point_whose_neighbours_fell_silent_gets_no_invented_value():
-    """The eight nearest stations spoke last in the first hour of the window; the others go on."""
-    seen, at = record(missing=0.0), places(1)
+@pytest.mark.parametrize("silent", [NEIGHBOURS - 1, NEIGHBOURS])
+def test_a_point_whose_neighbours_fell_silent_gets_no_invented_value(silent: int):
+    """The nearest stations spoke last in the first hour of the window; the others go on. One neighbour is enough."""
+    seen, at = record(stations=60, missing=0.0), places(1)
     order = np.argsort(distance_matrix(at.lon, at.lat, seen.lon, seen.lat)[0])
     seen.values[:] = 50.0
-    seen.values[:, 25:, order[:8]] = np.nan  # the second midnight is at 30, its lead begins at 24
+    seen.values[:, 25:, order[:silent]] = np.nan  # the second midnight is at 30, its lead begins at 24
     median = estimate(network(noise=0.0), seen, at).quantiles[LEVELS.index(0.5), :, 0]
-    assert ((median[:25] > 30) & (median[:25] < 80)).all()
-    assert np.isnan(median[25:54]).all()
+    known = np.isfinite(median)
+    assert known[:25].all()
+    assert known[25:54].all() == (silent < NEIGHBOURS) == known[25:54].any()
+    assert known[54:].all()  # the silent ones are no neighbours any more
+    assert ((median[known] > 30) & (median[known] < 80)).all()
 
 
 # ---- distance and count ----
@@ -499,13 +565,14 @@ def test_distance_is_the_geodesic_to_the_nearest_valid_station_of_the_hour():
 
 
 def test_distance_reaches_beyond_the_neighbours_when_none_of_them_is_valid():
-    """The nearest valid station of the hour may be farther than the K that the estimate is made of."""
-    seen, at = record(missing=0.0), places(1)
+    """The nearest valid station of the hour may be farther than those without which there is no estimate."""
+    seen, at = record(stations=60, missing=0.0), places(1)
     km = distance_matrix(at.lon, at.lat, seen.lon, seen.lat)[0]
     order = np.argsort(km)
-    seen.values[0, 40, order[:9]] = np.nan
+    seen.values[0, 40, order[: NEIGHBOURS + 1]] = np.nan
     block = list(day_blocks(network(), seen, at, LEVELS))[2]
-    assert block.distance[40 - block.hours.start, 0] == pytest.approx(km[order[9]], rel=1e-3)
+    assert block.distance[40 - block.hours.start, 0] == pytest.approx(km[order[NEIGHBOURS + 1]], rel=1e-3)
+    assert np.isnan(block.mean[40 - block.hours.start, 0])
 
 
 @both_modes

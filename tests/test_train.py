@@ -18,14 +18,14 @@ from torch import Tensor
 
 from model import checkpoint
 from model import train as training
-from model.aqnet import BANDS, MODES, AQNet, AQNetConfig, Kriging
+from model.aqnet import BANDS, MODES, WHOLE, AQNet, AQNetConfig, Kriging, band_rows
 from model.geometry import distance_matrix
 from model.train import Recipe, Split, leave_out, loss, pinball
 from model.windows import LEVELS, POLLUTANTS, Observations, Window, normalisation
 from pipeline import train as pipeline_train
 from pipeline.errors import InputError
 
-SIZES = {"neighbours": 8, "near": 4, "lead_hours": 6, "tail_hours": 6, "history": 3}
+SIZES = {"near": 4, "lead_hours": 6, "tail_hours": 6, "history": 3}
 WIDTHS = {"hidden": 8, "attention_heads": 2, "embedding": 2, "head_hidden": 8}
 SHORT = Recipe(covariance_steps=4, covariance_hours=16, steps=5, windows=1)
 HOURS, STATIONS = 160, 33
@@ -181,7 +181,7 @@ def test_a_step_hides_whole_cities_and_single_stations_and_asks_for_them(thin: f
     for _ in range(60):
         seen, queries = made._partition()
         assert not set(seen) & set(queries)
-        assert len(seen) > SIZES["neighbours"]
+        assert len(seen) > SIZES["near"]
         hidden = {name for name in city[queries] if np.isin(np.flatnonzero(city == name), queries).all()}
         assert len(hidden) >= 1
         whole, single = whole + len(hidden), single + int((~np.isin(city[queries], list(hidden))).sum())
@@ -281,9 +281,7 @@ def test_leave_out_is_leaving_out_and_solving_again(blocks: list[list[int]]):
     with torch.no_grad():
         matrix = kriging.covariance(between, terrain, terrain, rows)
         nugget = kriging.log_nugget[rows].exp()
-        made = task(0)
-        made.between, made.terrain = between, terrain
-        system = made._systems(kriging, rows)
+        system = kriging.system(between, terrain, rows).precision
         residual, variance = leave_out(system, parts, groups)
     for r in range(2):
         for block in groups:
@@ -294,10 +292,8 @@ def test_leave_out_is_leaving_out_and_solving_again(blocks: list[list[int]]):
 
 def test_a_station_left_out_alone_needs_no_block():
     between, terrain, kriging, parts = field(1)
-    made = task(0)
-    made.between, made.terrain = between, terrain
     with torch.no_grad():
-        system = made._systems(kriging, [0, 2])
+        system = kriging.system(between, terrain, [0, 2]).precision
         alone = (system @ parts) / system.diagonal(dim1=1, dim2=2)[..., None]
         singles = leave_out(system, parts, [np.array([s]) for s in range(14)])[0]
     torch.testing.assert_close(alone, singles)
@@ -361,8 +357,7 @@ def test_the_fit_learns_which_band_reaches_how_far(mode: str):
 def test_the_fit_lowers_the_error_at_stations_left_out(mode: str):
     """To that of the covariances which the field was drawn from, or below: it is the errors that are fitted."""
     seen, part = known_field(fast=300.0, slow=40.0)
-    first = BANDS * MODES.index(mode)
-    rows = list(range(first, first + BANDS))
+    rows = band_rows(mode)
     start, found, truth = (fitted(seen, part, steps, mode) for steps in (0, 120, 0))
     kriging = truth.network.knn.kriging
     with torch.no_grad():
@@ -381,11 +376,12 @@ def test_the_fit_lowers_the_error_at_stations_left_out(mode: str):
 def test_variances_are_scaled_to_the_errors_at_stations_left_out():
     seen, part = known_field(fast=300.0, slow=40.0)
     made = fitted(seen, part, 10)
-    rows = list(range(BANDS))
+    rows = band_rows("interim")
     parts, valid = made._parts("interim")
     with torch.no_grad():
         kriging = made.network.knn.kriging
-        residual, unit = leave_out(made._systems(kriging, rows), parts.double(), made.blocks)
+        precision = kriging.system(made.between, made.terrain, rows).precision
+        residual, unit = leave_out(precision, parts.double(), made.blocks)
         scaled = (kriging.log_scale[rows].exp()[:, None] * unit).sum(0).mean()
     hours = slice(None, None, 23)
     squared = residual.sum(0)[:, hours][valid[:, hours]].pow(2).mean()
@@ -406,7 +402,7 @@ def test_a_field_of_one_value_is_estimated_without_error():
     made = task(0)
     parts, valid = torch.full((1, STATIONS, 4), 3.0, dtype=torch.float64), torch.ones(STATIONS, 4, dtype=torch.bool)
     with torch.no_grad():
-        found = made._left_out_loss(made.network.knn.kriging, [8], parts, valid)
+        found = made._left_out_loss(made.network.knn.kriging, [WHOLE], parts, valid)
     assert float(found) == pytest.approx(0, abs=1e-6)
 
 
@@ -464,13 +460,13 @@ def test_any_number_of_steps_works(steps: int):
 
 
 def test_too_few_stations_are_refused():
-    few = training.visible_only(record(), np.arange(8))
-    with pytest.raises(ValueError, match="expected more than 8 stations; found 8"):
-        training.train(few, Split(slice(0, 90), split().city[:8]), 0, SHORT)
+    few = training.visible_only(record(), np.arange(4))
+    with pytest.raises(ValueError, match="expected more than 4 stations; found 4"):
+        training.train(few, Split(slice(0, 90), split().city[:4]), 0, SHORT)
 
 
-@pytest.mark.parametrize("stations", [9, 10, 12])
-def test_one_station_more_than_neighbours_is_enough(stations: int):
+@pytest.mark.parametrize("stations", [5, 6, 9, 12])
+def test_one_station_more_than_attention_looks_at_is_enough(stations: int):
     few = training.visible_only(record(), np.arange(stations))
     found = training.train(few, Split(slice(0, 90), split().city[:stations]), 0, replace(SHORT, steps=20))
     assert np.isfinite(found.history[-1]["loss"])
@@ -607,7 +603,7 @@ def test_hidden_stations_and_test_hours_never_reach_the_weights(tmp_path: Path):
     assert (described["seed"], described["stations"], described["hours"]) == (3, 24, 90)
     assert not described["everything"]
     assert described["recipe"]["steps"] == 2
-    assert checkpoint.load(paths[0]).config.neighbours == 8
+    assert checkpoint.load(paths[0]).config.near == 4
 
 
 def test_production_weights_learn_from_everything(tmp_path: Path):

@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import json
 import logging
+import operator
 import os
 import re
 import tempfile
@@ -157,7 +158,7 @@ class RunConfig(BaseSettings):
     start: Hour
     end: Hour
     stream: Literal["interim", "final"] = "interim"
-    outlook_hours: Annotated[int, Field(ge=0, le=OUTLOOK_HOURS)] = 0
+    outlook_hours: Annotated[int, Field(ge=0, le=OUTLOOK_HOURS, exclude_if=operator.not_)] = 0
     bbox: Annotated[Bbox, NoDecode, BeforeValidator(_four)]
     resolution: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.1
     crs: str = "EPSG:4326"
@@ -169,7 +170,7 @@ class RunConfig(BaseSettings):
     title: str | None = None
     truncated: Literal["error", "keep"] = "error"
     weights: Path | None = None
-    outlook_weights: Path | None = None
+    outlook_weights: Annotated[Path | None, Field(exclude_if=operator.not_)] = None
     covariates: Annotated[tuple[Covariate, ...], NoDecode, BeforeValidator(_listed)] = ()
     seed: Annotated[int, Field(ge=0)] = 0
 
@@ -214,14 +215,11 @@ class RunConfig(BaseSettings):
         Of `input`, weights and covariates only the names count: `pipeline.provenance.lineage` digests what they hold.
         Without covariates, and without an outlook, it is what it was before there were any.
         """
-        later = {"covariates", "outlook_hours", "outlook_weights"}
-        values = self.model_dump(mode="json", exclude={"out", *later})
+        values = self.model_dump(mode="json", exclude={"out", "covariates", "outlook_weights"})
         if self.covariates:
             values["covariates"] = [c.model_dump(mode="json") | {"path": c.path.name} for c in self.covariates]
-        if self.outlook_hours:
-            weights = self.outlook_weights and self.outlook_weights.name
-            values |= {"outlook_hours": self.outlook_hours, "outlook_weights": weights}
-        values |= {key: path.name for key in ("input", "weights", "stations") if (path := getattr(self, key))}
+        files = ("input", "weights", "stations", *(("outlook_weights",) if self.outlook_hours else ()))
+        values |= {key: path.name for key in files if (path := getattr(self, key))}
         if self.stations is not None:
             values["stations_digest"] = hashlib.sha256(self.stations.read_bytes()).hexdigest()
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

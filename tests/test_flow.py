@@ -171,13 +171,15 @@ def test_the_flow_publishes_and_leaves_a_report_as_artifact(
     prefect_harness: None, published: stages.Run, small_simulation: Simulation, weights: Path, tmp_path: Path
 ) -> None:
     from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 
     from flows.reanalysis import reanalysis
 
     run = reanalysis(make_config(small_simulation, weights, tmp_path))
     with get_client(sync_client=True) as client:
         done = client.read_flow_run(UUID(run.run_id))
-        tasks = client.read_task_runs()
+        mine = FlowRunFilter(id=FlowRunFilterId(any_=[done.id]))
+        tasks = client.read_task_runs(flow_run_filter=mine)
         artifacts = client.request("POST", "/artifacts/filter", json={}).json()
     assert done.state is not None
     assert done.state.is_completed()

@@ -179,7 +179,9 @@ def train(
 @click.option("--stride", type=click.IntRange(min=1), help="Score every so many hours (6, in folds 7).")
 @click.option("--leave", type=click.Choice(["city", "station"]), multiple=True, help="Leave out in folds instead.")
 @click.option("--folds", type=click.IntRange(min=2), default=10, show_default=True, help="Folds of --leave.")
-@click.option("--work", type=PATH, help="Folder of finished folds, to go on after an interruption (OUT/folds).")
+@click.option("--ablation", is_flag=True, help="Score AQ-Net without each of its parts instead, trained anew.")
+@click.option("--seeds", default="0,1,2", show_default=True, metavar="N,...", help="Seeds of each row of --ablation.")
+@click.option("--work", type=PATH, help="Folder of what is done, to go on with (OUT/folds, with --ablation OUT/work).")
 @click.option("--outlook", is_flag=True, help="Score the outlook mode instead.")
 @click.option("--source", help="Network of --input: score the shipped weights there, without training.")
 @click.option("--start", help="First hour, UTC (with --source).")
@@ -190,9 +192,10 @@ def evaluate(input_path: Path, out: Path, weights: tuple[Path, ...], stride: int
     """Score AQ-Net and the baselines at hidden stations of the public split.
 
     With --leave every station is estimated by methods trained without it, its city left out with it or not; with
-    --outlook forecasts are scored; with --source the shipped weights are scored on another record, beside kriging that
-    is fitted to it.
+    --ablation the network is trained without each of its parts; with --outlook forecasts are scored; with --source the
+    shipped weights are scored on another record, beside kriging that is fitted to it.
     """
+    from pipeline import ablation as ablations
     from pipeline import evaluate as evaluation
     from pipeline import folds, outlook, outlook_report, transfer
 
@@ -207,7 +210,11 @@ def evaluate(input_path: Path, out: Path, weights: tuple[Path, ...], stride: int
         return
     _needed(how, "stations", "splits")
     data = input_path, how["stations"], how["splits"]
-    if how["outlook"]:
+    if how["ablation"]:
+        if not (seeds := _whole_numbers([how["seeds"]], "--seeds")):
+            raise ConfigError("--seeds: expected one whole number or more; found none")
+        click.echo(ablations.ablate(*data, out, how["work"] or out / "work", seeds, stride or 6).to_markdown())
+    elif how["outlook"]:
         click.echo(outlook_report.markdown(outlook.evaluate(*data, out, list(weights) or None)))
     elif protocols:
         scores = folds.evaluate_folds(*data, out, work, protocols, folds.networks())
@@ -392,11 +399,17 @@ def _query(start: str, end: str, options: dict[str, Any]) -> Any:
     from pipeline.fetch import Query
 
     first, last = (hour.item().replace(tzinfo=UTC) for hour in _hours(start, end))
-    words = [word for words in options.pop("locations") for word in words.replace(",", " ").split()]
-    if wrong := [word for word in words if not word.isdecimal()]:
-        raise ConfigError(f"--locations: expected whole numbers; found {wrong[0]!r}")
+    locations = _whole_numbers(options.pop("locations"), "--locations")
     given = {name: value for name, value in options.items() if value is not None}
-    return Query(start=first, end=last, locations=tuple(map(int, words)), **given)
+    return Query(start=first, end=last, locations=locations, **given)
+
+
+def _whole_numbers(given: Sequence[str], option: str) -> tuple[int, ...]:
+    """Numbers of texts such as 1,2,3."""
+    words = [word for text in given for word in text.replace(",", " ").split()]
+    if wrong := [word for word in words if not word.isdecimal()]:
+        raise ConfigError(f"{option}: expected whole numbers; found {wrong[0]!r}")
+    return tuple(map(int, words))
 
 
 def _exist(*paths: Path) -> None:

@@ -135,7 +135,7 @@ def evaluate(
     scored = np.arange(split.test_start, split.hours, stride)
     predictions = predict(parts, scored, baselines, _networks(weights))
     predictions |= predict(parts, scored, {}, space_time.METHODS if methods is None else {}, LONG_LEAD_HOURS)
-    about = _about(baselines, len(scored), stride) | digests(source_path, [stations, splits, *weights], split)
+    about = described(baselines, len(scored), stride) | digests(source_path, [stations, splits, *weights], split)
     result = _assess(predictions, parts, scored, {group: len(members) for group, members in hidden.items()}, about)
     out_dir.mkdir(parents=True, exist_ok=True)
     for name, text in (("evaluation.json", result.to_json()), ("evaluation.md", result.to_markdown())):
@@ -357,7 +357,7 @@ def nearest_km(parts: Withheld) -> NDArray[np.float64]:
 # ---- how it came about ----
 
 
-def _about(methods: Mapping[str, Estimator], hours: int, stride: int) -> dict[str, Any]:
+def described(methods: Mapping[str, Estimator], hours: int, stride: int) -> dict[str, Any]:
     variograms = {
         name: asdict(method.keywords["variogram"])
         for name, method in methods.items()

@@ -358,6 +358,7 @@ def nearest_km(parts: Withheld) -> NDArray[np.float64]:
 
 
 def described(methods: Mapping[str, Estimator], hours: int, stride: int) -> dict[str, Any]:
+    """Date, code, command, hours scored and fitted variograms."""
     variograms = {
         name: asdict(method.keywords["variogram"])
         for name, method in methods.items()

@@ -257,7 +257,10 @@ def simulate(
 @click.option("--end", help="Hour after the last, UTC.")
 @click.option("--revision", help="Published revision such as r3 (the newest).")
 @click.option("--domain", default="region", show_default=True, help="Name of the domain in NetCDF file names.")
-def export_command(kind: str, cube: Path, out: Path, domain: str, revision: str | None, **options: Any) -> None:
+@click.option("--stream", type=click.Choice(["interim", "final", "outlook"]), default="interim", show_default=True, help="Hours of NetCDF.")
+def export_command(
+    kind: str, cube: Path, out: Path, domain: str, revision: str | None, stream: str, **options: Any
+) -> None:
     """Cut a download out of the published cube."""
     from pipeline import export, write
 
@@ -268,7 +271,7 @@ def export_command(kind: str, cube: Path, out: Path, domain: str, revision: str 
     if kind == "zarr":
         click.echo(str(export.export_zarr(opened, out, **options)))
     else:
-        files = export.export_netcdf(opened, out, domain, "interim", version("aqnet-reanalysis"), **options)
+        files = export.export_netcdf(opened, out, domain, stream, version("aqnet-reanalysis"), **options)
         click.echo("\n".join(map(str, files)))
 
 

@@ -250,6 +250,9 @@ def test_run_from_a_file_then_export(
     )
     assert code == 0
     assert Path(out.strip()).name == "pm25_region_aqnet_interim_v0.1.0_hourly_20191201-20191201.nc"
+    code, _, err = aqnet("export", "--cube", cube, "--format", "netcdf", "--stream", "final", "--out", tmp_path / "f")
+    assert code == 1
+    assert "the cube holds no final hour" in err
     code, out, _ = aqnet(
         "export", "--cube", cube, "--format", "zarr", "--out", tmp_path / "z", "--bbox", 110, 36, 111, 37
     )

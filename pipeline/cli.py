@@ -257,7 +257,13 @@ def simulate(
 @click.option("--end", help="Hour after the last, UTC.")
 @click.option("--revision", help="Published revision such as r3 (the newest).")
 @click.option("--domain", default="region", show_default=True, help="Name of the domain in NetCDF file names.")
-@click.option("--stream", type=click.Choice(["interim", "final", "outlook"]), default="interim", show_default=True, help="Hours of NetCDF.")
+@click.option(
+    "--stream",
+    type=click.Choice(["interim", "final", "outlook"]),
+    default="interim",
+    show_default=True,
+    help="Hours of NetCDF.",
+)
 def export_command(
     kind: str, cube: Path, out: Path, domain: str, revision: str | None, stream: str, **options: Any
 ) -> None:

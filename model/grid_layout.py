@@ -131,12 +131,12 @@ class Layout:
         before, near = self.cells.station, min(self.network.config.near, len(stations))
         found = self.finder.reporting(stations, min(NEIGHBOURS, len(stations)))
         if found.station.shape == before.shape:
-            changed = np.flatnonzero((found.station != before)[:, :near].any(axis=1))
+            changed = np.flatnonzero((found.station[:, :near] != before[:, :near]).any(axis=1))
         else:
             changed = np.arange(len(before))
             fresh = self._empty(found.station.shape[1], 0)
             self.cells = fresh._replace(bands=self.cells.bands, cycle=self.cells.cycle)
-        self.cells.station[:], self.cells.km[:] = found
+        self.cells = self.cells._replace(station=found.station, km=found.km)
         in_threads(partial(self._attend, changed), len(changed), _CHUNK)
         silent = np.setdiff1d(np.arange(len(self.terrain)), stations)
         root = torch.linalg.cholesky(self._among(silent)[:BANDS]).float()

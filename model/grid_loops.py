@@ -96,8 +96,8 @@ def grid_hours(first, last, bands, cells, day, head, levels, out, start):  # typ
         count = min(together, last - q)
         for c in range(count):
             _sum(cells, day.channels, q + c, sums)
-            own, cycle = bands[:, (q + c - first) * T :], cells.cycle[q + c]
-            _inputs(own, sums, cycle, day.cycle, c * T, B, x, total, error, head.level)
+            at, cycle = (q + c - first) * T, cells.cycle[q + c]
+            _inputs(bands, at, sums, cycle, day.cycle, c * T, x, total, error, head.level)
             _fixed(cells.inflow[q + c], cells.variance[q + c], c * T, hidden, spread)
         _logs(x, B, total, error)
         _dense(head.first, x, hidden)
@@ -136,33 +136,44 @@ def _add(weight, index, channels, c, total):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _inputs(bands, sums, place, cycle, lane, B, x, total, error, level):  # type: ignore[no-untyped-def]
-    """The inputs that `Head.inputs` makes of the sums, logarithms excepted, into lanes from `lane` on."""
-    E = len(sums) - 2
+def _inputs(bands, at, sums, place, cycle, lane, x, total, error, level):  # type: ignore[no-untyped-def]
+    """The inputs that `Head.inputs` makes of the sums, logarithms excepted, into lanes from `lane` on.
+
+    `bands` has the sums of the cell's hours from column `at` on. Rows are cut out first: loops over them are then known
+    to stay inside, and vectorised.
+    """
+    B, E, last = len(bands), len(sums) - 2, lane + HOURS
+    summed, off = total[lane:last], error[lane:last]
+    summed[:] = f32(0)
+    for b in range(B):
+        band = bands[b, at : at + HOURS]
+        for t in range(HOURS):
+            summed[t] += band[t]
     for t in range(HOURS):
-        summed = bands[0, t]
-        for b in range(1, B):
-            summed += bands[b, t]
-        total[lane + t] = summed
-        error[lane + t] = sums[0, t] / (sums[1, t] + f32(1e-3)) + f32(1e-3)
-        x[0, lane + t] = between(summed - level, f32(-4), f32(4))
-        for b in range(B - 1):
-            x[1 + b, lane + t] = between(bands[b, t], f32(-4), f32(4))
-        x[B + 1, lane + t] = sums[1, t]
-        for e in range(E):
-            x[B + 3 + e, lane + t] = sums[2 + e, t]
-        x[B + 3 + E, lane + t] = cycle[0, t] * place[1] + cycle[1, t] * place[0]
-        x[B + 4 + E, lane + t] = cycle[1, t] * place[1] - cycle[0, t] * place[0]
+        off[t] = sums[0, t] / (sums[1, t] + f32(1e-3)) + f32(1e-3)
+    level_off, heard = x[0, lane:last], x[B + 1, lane:last]
+    sine, cosine = x[B + 3 + E, lane:last], x[B + 4 + E, lane:last]
+    for t in range(HOURS):
+        level_off[t] = between(summed[t] - level, f32(-4), f32(4))
+        heard[t] = sums[1, t]
+        sine[t] = cycle[0, t] * place[1] + cycle[1, t] * place[0]
+        cosine[t] = cycle[1, t] * place[1] - cycle[0, t] * place[0]
+    for b in range(B - 1):
+        band, out = bands[b, at : at + HOURS], x[1 + b, lane:last]
+        for t in range(HOURS):
+            out[t] = between(band[t], f32(-4), f32(4))
+    for e in range(E):
+        out = x[B + 3 + e, lane:last]
+        for t in range(HOURS):
+            out[t] = sums[2 + e, t]
 
 
 @compiled
 def _fixed(inflow, variance, lane, hidden, spread):  # type: ignore[no-untyped-def]
     """What does not change with the hour, into lanes from `lane` on."""
     for j in range(len(inflow)):
-        for t in range(HOURS):
-            hidden[j, lane + t] = inflow[j]
-    for t in range(HOURS):
-        spread[lane + t] = variance
+        hidden[j, lane : lane + HOURS] = inflow[j]
+    spread[lane : lane + HOURS] = variance
 
 
 @compiled

@@ -31,21 +31,25 @@ def surroundings_of(precision_SS: Tensor, between_SS: Tensor) -> Surroundings:
     """
     if len(precision_SS) < 2:
         return Surroundings(torch.zeros_like(between_SS), torch.zeros_like(between_SS))
+    alone = -precision_SS / precision_SS.diagonal()[:, None]
+    return Surroundings(alone.fill_diagonal_(0.0).float(), _apart(precision_SS, _blocks(between_SS)).float())
+
+
+def _blocks(between_SS: Tensor) -> Tensor:
+    """Whether a station (columns) is left out when another (rows) is judged by those farther away, (S, S)."""
     near = between_SS < APART_KM
     near[(~near).sum(1) < ENOUGH] = False
-    near.fill_diagonal_(True)
-    alone = _without(precision_SS, torch.arange(len(near)), torch.arange(len(near))[:, None])
-    count, apart = near.sum(1), torch.empty_like(alone)
+    return near.fill_diagonal_(True)
+
+
+def _apart(precision: Tensor, block: Tensor) -> Tensor:
+    """Weights (S, S), for each station, of those outside its block; blocks of one size are solved together."""
+    weights, count = torch.empty_like(precision), block.sum(1)
     for size in count.unique().tolist():
-        rows = torch.nonzero(count == size)[:, 0]
-        apart[rows] = _without(precision_SS, rows, near[rows].nonzero()[:, 1].view(len(rows), size))
-    return Surroundings(alone.float(), apart.float())
-
-
-def _without(precision: Tensor, station_N: Tensor, block_NI: Tensor) -> Tensor:
-    """Weights (N, S), for each station, of those outside the block (which it belongs to)."""
-    own = (block_NI == station_N[:, None]).int().argmax(1)
-    inner = precision[block_NI[:, :, None], block_NI[:, None, :]]
-    row = torch.cholesky_inverse(torch.linalg.cholesky(inner))[torch.arange(len(own)), own]  # (N, I)
-    weights = -torch.einsum("ni,nis->ns", row, precision[block_NI])
-    return weights.scatter(1, block_NI, 0.0)
+        station = torch.nonzero(count == size)[:, 0]
+        inside = block[station].nonzero()[:, 1].view(len(station), size)
+        unit = (inside == station[:, None]).to(precision.dtype)[..., None]
+        root = torch.linalg.cholesky(precision[inside[:, :, None], inside[:, None, :]])
+        row = torch.cholesky_solve(unit, root).mT
+        weights[station] = (row @ precision[inside])[:, 0]
+    return (-weights).masked_fill(block, 0.0)

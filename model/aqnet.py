@@ -57,6 +57,9 @@ _LEVEL, _ERROR = 3.4, 0.55
 
 _STATION_FEATURES = 5
 
+#: Distances to the nearest station at which the width of intervals is calibrated, km; in between it is interpolated.
+WIDEN_KM = (2.0, 9.0, 25.0, 58.0, 107.0, 200.0)
+
 
 @dataclass(frozen=True)
 class AQNetConfig:
@@ -64,7 +67,7 @@ class AQNetConfig:
 
     `lead_hours` and `tail_hours` are read before and (final mode) after a UTC day, of which the LSTM reads the
     `history` next to the day. `mean` and `std` are those of log(value + 1) of the six pollutants over the training
-    hours.
+    hours. `widen` are factors of the intervals' width in z at `WIDEN_KM` (`model.calibration`).
     """
 
     near: int = 16
@@ -77,6 +80,7 @@ class AQNetConfig:
     head_hidden: int = 32
     mean: tuple[float, ...] = (3.5, 4.2, 2.2, 3.2, 3.8, 0.6)
     std: tuple[float, ...] = (0.85, 0.75, 0.8, 0.7, 0.9, 0.35)
+    widen: tuple[float, ...] = (1.0,) * len(WIDEN_KM)
 
 
 class Geometry(NamedTuple):
@@ -428,6 +432,7 @@ class Head(nn.Module):
     def __init__(self, config: AQNetConfig) -> None:
         super().__init__()
         E, n, N = config.embedding, config.head_hidden, len(LEVELS)
+        self.widen = config.widen
         self.mlp = nn.Sequential(
             nn.Linear(BANDS + 3 + E + 2 + BANDS + 1, n),
             nn.SiLU(),
@@ -443,7 +448,8 @@ class Head(nn.Module):
         """Quantiles of z (Q, T, N), non-decreasing, and the z of the mean (Q, T).
 
         `cycle_QT2` is sine and cosine of local solar time at the query. The median is the sum of the kriged bands plus
-        a shift. Quantiles step away from it, starting as a normal of the kriging variance, scaled by the errors nearby.
+        a shift. Quantiles step away from it, starting as a normal of the kriging variance, scaled by the errors nearby;
+        last they are widened by what the distance of the nearest station asks for.
         """
         total = sums.bands.sum(-1)
         error = sums.error / (sums.heard + 1e-3) + 1e-3
@@ -452,6 +458,7 @@ class Head(nn.Module):
         median = total[..., None] + 0.3 * shift
         spread = (weights.variance.sum(1)[:, None] * (error / _ERROR)).clamp(1e-4, 4.0).sqrt()
         step = self.normal_steps * spread[..., None] * steps.clamp(-4, 4).exp()
+        step = step * widening(weights.near, self.widen)[..., None]
         below = median - step[..., :MEDIAN].flip(-1).cumsum(-1).flip(-1)
         above = median + step[..., MEDIAN:].cumsum(-1)
         mean = median[..., 0] + spread**2 / median[..., 0].clamp(min=1) * lift[..., 0].clamp(-4, 4).exp()
@@ -469,6 +476,14 @@ class Head(nn.Module):
         ]
         static = torch.cat([weights.variance.log(), weights.near], dim=-1)
         return torch.cat([*hourly, static[:, None].expand(Q, T, -1)], dim=-1)
+
+
+def widening(near_log1p: Tensor, widen: tuple[float, ...]) -> Tensor:
+    """Factor of the width for log(1 + km) to the nearest station: linear between `WIDEN_KM`, level beyond."""
+    knots, values = torch.tensor(WIDEN_KM).log1p(), torch.tensor(widen)
+    above = torch.searchsorted(knots, near_log1p.contiguous()).clamp(1, len(knots) - 1)
+    along = (near_log1p - knots[above - 1]) / (knots[above] - knots[above - 1])
+    return values[above - 1] + along.clamp(0, 1) * (values[above] - values[above - 1])
 
 
 def _quiet(last: nn.Linear, gain: float) -> nn.Linear:

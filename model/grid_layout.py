@@ -20,7 +20,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from model.aqnet import _ERROR, _LEVEL, BANDS, FARTHEST, WHOLE, AQNet, Kriging, Surroundings, System, band_rows
+from model.aqnet import (
+    _ERROR,
+    _LEVEL,
+    BANDS,
+    FARTHEST,
+    WHOLE,
+    AQNet,
+    Kriging,
+    Surroundings,
+    System,
+    band_rows,
+    widening,
+)
 from model.compiled import alone, in_threads
 from model.geometry import distance_matrix
 from model.grid_loops import Cells, HeadWeights
@@ -82,7 +94,7 @@ class Layout:
     def _empty(self, k: int, S: int) -> Cells:
         config, Q = self.network.config, len(self.place)
         width = config.head_hidden + -config.head_hidden % 4
-        sizes = [(k,), (min(config.near, k),), (width,), (), (2,)]
+        sizes = [(k,), (min(config.near, k),), (width,), (), (), (2,)]
         every = (np.zeros((Q, *size), np.float32) for size in sizes)
         return Cells(np.zeros((Q, k), np.int32), np.zeros((BANDS, Q, S), np.float32), *every)
 
@@ -167,11 +179,13 @@ class Layout:
             total = total + torch.linalg.solve_triangular(root, weight.mT, upper=False).square().sum(1)
         variance = kriging.scaled(total, self.rows).T
         self.cells.variance[part] = (variance.sum(1) / _ERROR).numpy()
-        self.cells.inflow[part] = self._inflow(variance, torch.from_numpy(self.cells.km[part]))
+        near = torch.from_numpy(self.cells.km[part][:, :1]).clamp(max=FARTHEST).log1p()
+        self.cells.widen[part] = widening(near[:, 0], self.network.config.widen).numpy()
+        self.cells.inflow[part] = self._inflow(variance, near)
 
-    def _inflow(self, variance: Tensor, km: Tensor) -> NDArray[np.float32]:
+    def _inflow(self, variance: Tensor, near: Tensor) -> NDArray[np.float32]:
         """What the inputs that do not change with the hour give the head's first layer, with its bias."""
-        near, weight = km[:, :1].clamp(max=FARTHEST).log1p(), self.network.head.mlp.state_dict()
+        weight = self.network.head.mlp.state_dict()
         fixed = torch.cat([variance.log(), near], dim=-1)
         out = fixed @ weight["0.weight"][:, -fixed.shape[1] :].T + weight["0.bias"]
         return np.pad(out.numpy(), [(0, 0), (0, -out.shape[1] % 4)])

@@ -30,8 +30,8 @@ class Cells(NamedTuple):
 
     Neighbours `station` (Q, K) of the record; weights `bands` (B, Q, S) of all stations; `km` (Q, K) of the neighbours
     and `attention` (Q, A) of the nearest; `inflow` (Q, H), what the inputs that do not change give the first layer,
-    bias included; `variance` (Q,) of a new observation over a typical error; `cycle` (Q, 2), sine and cosine of the
-    longitude.
+    bias included; `variance` (Q,) of a new observation over a typical error; `widen` (Q,), the factor of the intervals'
+    width; `cycle` (Q, 2), sine and cosine of the longitude.
     """
 
     station: NDArray[np.int32]
@@ -40,6 +40,7 @@ class Cells(NamedTuple):
     attention: NDArray[np.float32]
     inflow: NDArray[np.float32]
     variance: NDArray[np.float32]
+    widen: NDArray[np.float32]
     cycle: NDArray[np.float32]
 
 
@@ -249,8 +250,10 @@ def _write(cells, valid, levels, mean, z, q, lane, out, start):  # type: ignore[
             if valid[cells.station[q, k], t]:
                 out.distance[start + t, q] = cells.km[q, k]
                 out.mean[start + t, q] = _cube(z[mean, lane + t])
+                median = z[mean // 2, lane + t]
                 for n in range(len(levels)):
-                    out.quantiles[n, start + t, q] = _cube(z[levels[n], lane + t])
+                    off = cells.widen[q] * (z[levels[n], lane + t] - median)
+                    out.quantiles[n, start + t, q] = _cube(median + off)
                 break
 
 

@@ -154,8 +154,10 @@ def estimate(input_path: Path, points: Path, start: str, end: str, output: Path,
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of every random draw.")
 @click.option("--everything", is_flag=True, help="Use all stations and hours: for production only.")
 @click.option("--outlook", is_flag=True, help="Train the outlook mode (336 hours in, 168 hours out).")
+@click.option("--calibrate", type=PATH, help="Calibrate intervals by folds, which are kept in this folder.")
+@click.option("--folds", type=click.IntRange(min=2), default=10, show_default=True, help="Folds of --calibrate.")
 def train(
-    input_path: Path, stations: Path, splits: Path, out: Path, seed: int, everything: bool, outlook: bool
+    input_path: Path, stations: Path, splits: Path, out: Path, seed: int, everything: bool, outlook: bool, **how: Any
 ) -> None:
     """Train AQ-Net on the training hours and visible stations of a split."""
     from pipeline import outlook as outlooks
@@ -164,10 +166,13 @@ def train(
     _exist(input_path, stations, splits)
     if outlook and everything:
         raise ConfigError("--everything: expected without --outlook, whose weights are those that are evaluated")
+    if outlook and how["calibrate"]:
+        raise ConfigError("--calibrate: expected without --outlook, whose intervals validation hours shape")
     if outlook:
         outlooks.train(input_path, stations, splits, out, seed)
     else:
-        training.train(input_path, stations, splits, out, seed, everything=everything)
+        work, number = how["calibrate"], how["folds"]
+        training.train(input_path, stations, splits, out, seed, everything=everything, work=work, number=number)
 
 
 @aqnet.command()
@@ -197,7 +202,7 @@ def evaluate(input_path: Path, out: Path, weights: tuple[Path, ...], stride: int
     """
     from pipeline import ablation as ablations
     from pipeline import evaluate as evaluation
-    from pipeline import folds, outlook, outlook_report, transfer
+    from pipeline import fold_report, folds, outlook, outlook_report, transfer
 
     _exist(input_path, *weights, *filter(None, [how["stations"], how["splits"]]))
     work = how["work"] or out / "folds"
@@ -217,7 +222,7 @@ def evaluate(input_path: Path, out: Path, weights: tuple[Path, ...], stride: int
     elif how["outlook"]:
         click.echo(outlook_report.markdown(outlook.evaluate(*data, out, list(weights) or None)))
     elif protocols:
-        scores = folds.evaluate_folds(*data, out, work, protocols, folds.networks())
+        scores = fold_report.evaluate_folds(*data, out, work, protocols, folds.networks())
         click.echo("\n\n".join(score.to_markdown(list(folds.NETWORKS)) for score in scores.values()))
     else:
         click.echo(evaluation.evaluate(*data, out, list(weights) or None, stride or 6).to_markdown())

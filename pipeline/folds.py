@@ -321,44 +321,7 @@ def networks(recipe: training.Recipe | None = None) -> dict[str, Method]:
     return {name: Method(fit(mode), f"{key} {mode}", True) for name, mode in NETWORKS.items()}
 
 
-# ---- the whole protocol ----
-
-
-def evaluate_folds(
-    source_path: Path,
-    stations: Path,
-    splits: Path,
-    out_dir: Path,
-    work: Path,
-    protocols: Sequence[Protocol],
-    networks: Mapping[str, Method],
-) -> dict[str, Assessment]:
-    """Run protocols over all stations of the public split; write ``folds.json``, ``folds.md`` and pictures.
-
-    Parameters
-    ----------
-    source_path, stations, splits : as `pipeline.evaluate.evaluate` takes them.
-    out_dir : folder for the files.
-    work : folder of finished folds, see `run`.
-    networks : AQ-Net as it is trained for a fold, by name; they are set against the baselines.
-
-    Returns
-    -------
-    dict
-        ``leave_city_out`` and ``leave_station_out``, as far as asked for.
-    """
-    split = evaluate.Splits.read(splits)
-    record, codes = evaluate.read_record(source_path, stations, split)
-    cities = evaluate.cities(stations, codes)
-    methods = baselines() | dict(networks)
-    judged = list(networks) or list(space_time.METHODS)
-    found, about = {}, evaluate.digests(source_path, [stations, splits], split)
-    for protocol in protocols:
-        pooled = run(record, codes, cities, protocol, methods, work)
-        found[name := f"leave_{protocol.leave}_out"] = pooled.assess(judged)
-        about[name] = asdict(protocol) | {"fold": dict(zip(codes.tolist(), pooled.fold.tolist(), strict=True))}
-    write(found, about, out_dir, [*assess.SHOWN, *networks], "folds")
-    return found
+# ---- reports ----
 
 
 def write(

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from model import checkpoint
+from model import calibration, checkpoint
 from model import train as training
-from pipeline import evaluate
-from pipeline.evaluate import Splits, cities, read_record
+from pipeline import calibrate, evaluate, folds
+from pipeline.evaluate import Splits, cities, read_record, take
 
 log = logging.getLogger("aqnet")
 
@@ -23,6 +23,8 @@ def train(
     seed: int,
     steps: int | None = None,
     everything: bool = False,
+    work: Path | None = None,
+    number: int = 10,
 ) -> Path:
     """Train on the visible stations and training hours of the public split, or on everything; write the weights.
 
@@ -38,6 +40,8 @@ def train(
     seed : the same seed gives the same weights on the same machine and package versions.
     steps : shorter training, for tests; None is the recipe's.
     everything : all stations and hours, hidden ones and test hours included: for production, never for scores.
+    work : folder of the folds by which intervals are calibrated (`pipeline.calibrate`); without it they are not.
+    number : of folds of each protocol.
 
     Returns
     -------
@@ -58,6 +62,10 @@ def train(
     city = cities(stations, codes)
     own = np.where(city == "", codes, city)[index]
     result = training.train(visible, training.Split(hours, own), seed, recipe)
+    if work is not None:
+        learned = take(visible, hours)
+        widen = calibrate.calibrate(learned, codes[index], city[index], work, number, folds.networks(recipe))
+        calibration.calibrated(result.network, widen)
     path = out / ("aqnet.safetensors" if everything else f"aqnet-seed{seed}.safetensors")
     described = {"seed": seed, "recipe": result.recipe, "history": result.history}
     described |= {"stations": len(index), "hours": hours.stop, "everything": everything}

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from model import baseline
 from model.windows import LEVELS, POLLUTANTS, Estimate, Observations, Points
-from pipeline import evaluate, folds
+from pipeline import evaluate, fold_report, folds
 from pipeline.folds import Method, Protocol
 
 CODES = np.array([f"{1000 + i}A" for i in range(24)])
@@ -229,7 +229,7 @@ def test_the_protocol_pools_all_folds_and_writes_assignment_and_tables(tmp_path:
     monkeypatch.setattr(evaluate, "cities", lambda *_: CITIES)
     monkeypatch.setattr(evaluate, "digests", lambda *_: {"digests": {"observations": "0"}})
     monkeypatch.setattr(folds, "baselines", lambda: {"idw_k8_p1": spy([]), "log_kriging": counted([])})
-    found = folds.evaluate_folds(
+    found = fold_report.evaluate_folds(
         Path("source"),
         Path("stations"),
         Path("splits"),

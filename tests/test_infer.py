@@ -42,6 +42,7 @@ TINY = AQNetConfig(
     attention_heads=2,
     embedding=2,
     head_hidden=8,
+    widen=(1.3, 0.8, 1.1, 0.9, 1.2, 1.5),
 )
 LEAD, TAIL, MIDNIGHT = 6, 6, 24 * 18000
 

@@ -22,6 +22,7 @@ from model.aqnet import BANDS, MODES, WHOLE, AQNet, AQNetConfig, Kriging, band_r
 from model.geometry import distance_matrix
 from model.train import Recipe, Split, leave_out, loss, pinball
 from model.windows import LEVELS, POLLUTANTS, Observations, Window, normalisation
+from pipeline import calibrate
 from pipeline import train as pipeline_train
 from pipeline.errors import InputError
 
@@ -624,6 +625,27 @@ def test_production_weights_learn_from_everything(tmp_path: Path):
     assert len({path.read_bytes() for path in paths}) == 3
     described = json.loads(paths[0].with_suffix(".json").read_text())["training"]
     assert (described["stations"], described["hours"], described["everything"]) == (30, 168, True)
+
+
+def test_intervals_are_calibrated_by_visible_stations_and_training_hours_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    given: list[tuple[Observations, int, Path, int]] = []
+
+    def spy(seen: Observations, codes: NDArray[np.str_], cities: NDArray[np.str_], work: Path, number: int, _: object):
+        given.append((seen, len(set(codes)), work, number))
+        assert len(codes) == len(cities)
+        return (1.25,) * 6
+
+    monkeypatch.setattr(calibrate, "calibrate", spy)
+    files, work = archive(tmp_path / "a"), tmp_path / "folds"
+    path = pipeline_train.train(**files, out=tmp_path / "out", seed=3, steps=2, work=work, number=4)
+    (seen, codes, where, number) = given[0]
+    assert (seen.values.shape[1:], codes, where, number) == ((90, 24), 24, work, 4)
+    assert checkpoint.load(path).config.widen == (1.25,) * 6
+    plain = pipeline_train.train(**files, out=tmp_path / "plain", seed=3, steps=2)
+    assert plain.read_bytes() == path.read_bytes()
+    assert checkpoint.load(plain).config.widen == (1.0,) * 6
 
 
 def test_stations_without_a_city_are_cities_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

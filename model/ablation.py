@@ -14,7 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from model.aqnet import BANDS, WHOLE, AQNet, AQNetConfig
+from model.aqnet import AQNet, AQNetConfig
+from model.kriging import BANDS, WHOLE
 from model.windows import FEATURES, POLLUTANTS
 
 #: Bias of a gate that is shut: its sigmoid is 0 in float32.

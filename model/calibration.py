@@ -9,8 +9,6 @@ Shapes: N pairs of a held-out observation and its estimate, L quantile levels.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -75,9 +73,8 @@ def factor_at(km: Float, widen: tuple[float, ...]) -> Float:
 
 
 def calibrated(network: AQNet, widen: tuple[float, ...]) -> AQNet:
-    """Give a network factors of the width, in place."""
-    network.config = replace(network.config, widen=widen)
-    network.head.widen = widen
+    """Give a network factors of the width, in place; they are among its weights."""
+    network.head.widen.copy_(torch.tensor(widen))
     return network
 
 

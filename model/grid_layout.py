@@ -20,22 +20,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from model.aqnet import (
-    _ERROR,
-    _LEVEL,
-    BANDS,
-    FARTHEST,
-    WHOLE,
-    AQNet,
-    Kriging,
-    Surroundings,
-    System,
-    band_rows,
-    widening,
-)
+from model.aqnet import _ERROR, _LEVEL, FARTHEST, AQNet, Surroundings, widening
 from model.compiled import alone, in_threads
 from model.geometry import distance_matrix
 from model.grid_loops import Cells, HeadWeights
+from model.kriging import BANDS, WHOLE, Kriging, System, band_rows
 from model.kriging_loops import WIDE, Covariances, covariances, solve
 from model.layout import surroundings_of
 from model.nearest import Finder
@@ -108,21 +97,22 @@ class Layout:
             kriging.covariance(self.between, self.terrain, self.terrain, [WHOLE])[0].numpy(),
             np.float32(kriging.log_nugget[WHOLE].exp()),
         )
-        some = _covariances(kriging, rows, self.place, self.terrain)
         self.variance = kriging.variance(self.place, rows) + kriging.log_nugget[rows].exp()[:, None]  # (B, Q)
-        every = np.arange(len(o.lon), dtype=np.int32)
+        some = _covariances(kriging, rows, self.place, self.terrain)
         system = System(*(part[:BANDS].float() for part in self.system))
+        weigh = partial(self._weigh_all, o, points, some, system)
+        in_threads(lambda part: alone(partial(weigh, part)), len(self.place), _CHUNK)
 
-        def work(part: slice) -> None:
-            for first in range(part.start, part.stop, _CHUNK):
-                some_points = slice(first, min(first + _CHUNK, part.stop))
-                km = distance_matrix(points.lon[some_points], points.lat[some_points], o.lon, o.lat)
-                index, towards = np.broadcast_to(every, km.shape), np.empty((BANDS, *km.shape), np.float32)
-                at = np.arange(some_points.start, some_points.stop)
-                covariances(some, index, km.astype(np.float32), at, self.place.numpy(), self.terrain.numpy(), towards)
-                self._weigh(some_points, torch.from_numpy(towards), system)
-
-        in_threads(lambda part: alone(partial(work, part)), len(self.place), _CHUNK)
+    def _weigh_all(self, o: Observations, p: Points, some: Covariances, system: System, part: slice) -> None:
+        """Weights of some points, a few at a time: their covariances should stay in the caches."""
+        every = np.arange(len(o.lon), dtype=np.int32)
+        for first in range(part.start, part.stop, _CHUNK):
+            few = slice(first, min(first + _CHUNK, part.stop))
+            km = distance_matrix(p.lon[few], p.lat[few], o.lon, o.lat).astype(np.float32)
+            index, towards = np.broadcast_to(every, km.shape), np.empty((BANDS, *km.shape), np.float32)
+            rows = np.arange(few.start, few.stop)
+            covariances(some, index, km, rows, self.place.numpy(), self.terrain.numpy(), towards)
+            self._weigh(few, torch.from_numpy(towards), system)
 
     @torch.inference_mode()
     def _weigh(self, part: slice, towards: Tensor, system: System) -> None:
@@ -180,7 +170,7 @@ class Layout:
         variance = kriging.scaled(total, self.rows).T
         self.cells.variance[part] = (variance.sum(1) / _ERROR).numpy()
         near = torch.from_numpy(self.cells.km[part][:, :1]).clamp(max=FARTHEST).log1p()
-        self.cells.widen[part] = widening(near[:, 0], self.network.config.widen).numpy()
+        self.cells.widen[part] = widening(near[:, 0], self.network.head.widen).numpy()
         self.cells.inflow[part] = self._inflow(variance, near)
 
     def _inflow(self, variance: Tensor, near: Tensor) -> NDArray[np.float32]:

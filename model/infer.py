@@ -23,12 +23,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model.aqnet import BANDS, AQNet, Channels
+from model.aqnet import AQNet, Channels
 from model.baseline import Estimator
 from model.checkpoint import DEFAULT, load
 from model.compiled import alone, in_threads
 from model.grid_layout import Layout, head_weights
 from model.grid_loops import HOURS, Day, Out, grid_hours
+from model.kriging import BANDS
 from model.windows import LEVELS, Estimate, Float, Observations, Points, cyclic, window
 
 DAY = 24

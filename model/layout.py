@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from model.aqnet import WHOLE, Kriging, Surroundings
+from model.aqnet import Surroundings
+from model.kriging import WHOLE, Kriging
 
 #: Stations nearer than this say nothing when the surroundings are judged without them, km: about a city.
 APART_KM = 50.0

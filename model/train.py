@@ -22,9 +22,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model import ablation
-from model.aqnet import MODES, WHOLE, AQNet, AQNetConfig, Geometry, Kriging, band_rows, bands_of, fill
+from model.aqnet import AQNet, AQNetConfig, bands_of, fill
 from model.geometry import distance_matrix
 from model.infer import DAY
+from model.kriging import MODES, WHOLE, Geometry, Kriging, band_rows
 from model.layout import surroundings
 from model.windows import (
     LEVELS,

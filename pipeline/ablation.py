@@ -25,7 +25,7 @@ from torch import Tensor
 
 from model import ablation, checkpoint, infer
 from model import train as training
-from model.aqnet import MODES
+from model.kriging import MODES
 from model.train import Recipe
 from model.windows import LEVELS, Observations, Points
 from pipeline import assess, evaluate, folds, score, strata

@@ -30,10 +30,10 @@ def calibrate(
     codes: NDArray[np.str_],
     cities: NDArray[np.str_],
     work: Path,
-    number: int = 10,
-    networks: Mapping[str, Method] | None = None,
+    number: int,
+    networks: Mapping[str, Method],
 ) -> tuple[float, ...]:
-    """Factors of the width (`AQNetConfig.widen`) for networks trained as `networks` are, on such a record.
+    """Factors of the width (`model.calibration`) for networks trained as `networks` are, on such a record.
 
     Parameters
     ----------
@@ -41,9 +41,8 @@ def calibrate(
     codes, cities : (S,).
     work : folder of finished folds, see `pipeline.folds.run`.
     number : of folds of each protocol.
-    networks : name -> how it is trained for a fold; None takes the shipped recipe.
+    networks : name -> how it is trained for a fold.
     """
-    networks = networks or folds.networks()
     protocols = [Protocol(leave, folds=number) for leave in LEAVE]
     pooled = [folds.run(record, codes, cities, protocol, networks, work) for protocol in protocols]
     widen = fit(pair for part in pooled for pair in _pairs(part, networks, np.ones(part.truth.shape[1], bool)))

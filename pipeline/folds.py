@@ -32,6 +32,7 @@ from model import (
     grid_layout,
     grid_loops,
     infer,
+    kriging,
     kriging_loops,
     layout,
     nearest,
@@ -297,7 +298,7 @@ def _space_time(start: space_time.SpaceTime, evaluations: int) -> TrainFold:
 
 def network_key() -> str:
     """Digest of the code of the network (`Method.key`)."""
-    network = aqnet, infer, layout, windows, geometry
+    network = aqnet, kriging, infer, layout, windows, geometry
     return code_key(*network, grid_layout, grid_loops, kriging_loops, nearest, compiled)
 
 

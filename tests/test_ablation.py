@@ -16,8 +16,9 @@ from torch import Tensor
 
 from model import ablation, infer
 from model import train as training
-from model.aqnet import BANDS, MODES, WHOLE, AQNet, AQNetConfig, Geometry, band_rows
+from model.aqnet import AQNet, AQNetConfig
 from model.geometry import distance_matrix
+from model.kriging import BANDS, MODES, WHOLE, Geometry, band_rows
 from model.train import Recipe, Split
 from model.windows import LEVELS, POLLUTANTS, Estimate, Observations, Points, terrain_features, to_z
 from pipeline import ablation as table

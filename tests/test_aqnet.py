@@ -12,28 +12,21 @@ from torch import Tensor
 
 from model import aqnet
 from model.aqnet import (
-    BANDS,
     MEDIAN,
-    MODES,
-    SCALES,
-    WHOLE,
     AQNet,
     AQNetConfig,
     Channels,
-    Geometry,
-    Kriging,
     Sums,
     Surroundings,
     Weights,
-    band_rows,
     bands_of,
     fill,
     gather,
     kernel,
-    nearest_of,
     recent_error,
 )
 from model.geometry import distance_matrix
+from model.kriging import BANDS, MODES, SCALES, WHOLE, Geometry, Kriging, band_rows, nearest_of
 from model.layout import surroundings
 from model.windows import FEATURES, LEVELS, TERRAIN_FEATURES, Window
 

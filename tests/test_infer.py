@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from pyproj import Geod
 from torch import Tensor
 
-from model import checkpoint, grid_layout, infer, nearest
-from model.aqnet import MODES, AQNet, AQNetConfig, Geometry
+from model import calibration, checkpoint, grid_layout, infer, nearest
+from model.aqnet import AQNet, AQNetConfig
 from model.geometry import distance_matrix
 from model.grid_layout import NEIGHBOURS
 from model.infer import Interpolator, day_blocks, estimate, utc_days
+from model.kriging import MODES, Geometry
 from model.layout import surroundings
 from model.windows import (
     LEVELS,
@@ -42,7 +43,6 @@ TINY = AQNetConfig(
     attention_heads=2,
     embedding=2,
     head_hidden=8,
-    widen=(1.3, 0.8, 1.1, 0.9, 1.2, 1.5),
 )
 LEAD, TAIL, MIDNIGHT = 6, 6, 24 * 18000
 
@@ -56,7 +56,7 @@ def network(seed: int = 0, noise: float = 0.1) -> AQNet:
     with torch.no_grad():
         for weight in made.parameters():
             weight += noise * torch.randn_like(weight)
-    return made
+    return calibration.calibrated(made, (1.3, 0.8, 1.1, 0.9, 1.2, 1.5))
 
 
 def record(hours: int = 78, stations: int = 20, first: int = MIDNIGHT - LEAD, missing: float = 0.2) -> Observations:

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model import grid_layout
-from model.aqnet import _ERROR, BANDS, MODES, WHOLE, AQNet, AQNetConfig, Kriging, band_rows
+from model.aqnet import _ERROR, AQNet, AQNetConfig
 from model.geometry import distance_matrix
 from model.grid_layout import Layout
+from model.kriging import BANDS, MODES, WHOLE, Kriging, band_rows
 from model.layout import APART_KM, ENOUGH, surroundings, surroundings_of
 from model.windows import POLLUTANTS, TERRAIN_FEATURES, Observations, Points, terrain_features
 

@@ -21,6 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import cli, fetch, sources
+from pipeline.commands import observe
 from pipeline.errors import ConfigError
 from pipeline.fetch import FetchError, Limits, Query, eea, networks, openaq, read_manifest
 from pipeline.fetch.web import Web
@@ -80,8 +81,8 @@ def archive() -> Iterator[Archive]:
 
 
 def test_the_command_line_knows_the_networks() -> None:
-    assert tuple(networks.NETWORKS) == cli.NETWORKS
-    options = {option.name: option.type for option in cli.fetch.params}
+    assert tuple(networks.NETWORKS) == observe.NETWORKS
+    options = {option.name: option.type for option in observe.fetch.params}
     assert options["product"].choices == networks.AIRNOW_PRODUCTS
     assert list(options["dataset"].choices) == list(eea.DATASETS)
 
@@ -674,4 +675,4 @@ def test_command_says_what_is_wrong(airnow: Archive, tmp_path: Path, capfd: pyte
 
 def test_locations_of_the_command() -> None:
     options = {"network": "openaq", "locations": ("1,2", "3 4"), "bbox": None}
-    assert cli._query("2022-11-01", "2022-11-02", options).locations == (1, 2, 3, 4)
+    assert observe._query("2022-11-01", "2022-11-02", options).locations == (1, 2, 3, 4)

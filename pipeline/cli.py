@@ -14,7 +14,7 @@ from importlib.metadata import version
 
 import click
 
-from pipeline.commands import export, observe, run, train
+from pipeline.commands import export, observe, run, trace, train
 from pipeline.console import logging_to_console
 from pipeline.errors import AqnetError
 
@@ -33,6 +33,7 @@ COMMANDS = (
     observe.fetch,
     observe.ingest,
     observe.ledger_command,
+    trace.trace,
 )
 
 

@@ -13,7 +13,7 @@ import xarray as xr
 from numpy.typing import NDArray
 from pyproj import Geod
 
-from pipeline.contract import HOUR, POLLUTANTS, STANDARD_NAMES, UNITS, check_station_cube
+from pipeline.contract import HOUR, POLLUTANTS, STANDARD_NAMES, UNITS, check_station_cube, line_column
 from pipeline.errors import InputError
 from pipeline.grid import terrain
 
@@ -30,6 +30,22 @@ _GEOD = Geod(ellps="WGS84")
 
 
 @dataclass(frozen=True)
+class Origins:
+    """Where each value of a StationCube was read; P pollutants in the order of `POLLUTANTS`.
+
+    Attributes
+    ----------
+    files : names of the files, as in ``source_file``.
+    file : int32 (T, S, P), index into `files`; -1 where there is no value.
+    line : int32 (T, S, P), as `pipeline.sources.source.Source` says; 0 where not known.
+    """
+
+    files: list[str]
+    file: NDArray[np.int32]
+    line: NDArray[np.int32]
+
+
+@dataclass(frozen=True)
 class _Rows:
     """The rows of all tables as arrays: hour (N,) from the cube's first, station (N,), values (N, P), place (N, 3)."""
 
@@ -38,6 +54,15 @@ class _Rows:
     values: NDArray[np.float32]
     place: NDArray[np.float64]
     names: list[str]
+
+    @property
+    def found(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """Where there are values: row and pollutant, and the cell (hour, station) of the cube; repeated ones in order.
+
+        Pollutants may come in rows apart.
+        """
+        row, pollutant = np.nonzero(np.isfinite(self.values))
+        return row, pollutant, (self.hour * len(self.names) + self.station)[row]
 
 
 def utc_hour(time: np.datetime64 | datetime) -> np.datetime64:
@@ -72,17 +97,55 @@ def to_cube(
         When the tables hold no row of the period.
     """
     first, last = utc_hour(start), utc_hour(end)
-    rows = _divide_moved(_collect(tables, first, last), first)
-    hours = np.arange(first, last, HOUR)
+    return _cube(_divide_moved(_collect(tables, first, last), first), np.arange(first, last, HOUR))
+
+
+def to_traced_cube(
+    tables: Iterable[pd.DataFrame], start: np.datetime64 | datetime, end: np.datetime64 | datetime
+) -> tuple[xr.Dataset, Origins]:
+    """As `to_cube`, and say at which file and line each value of it was read.
+
+    Raises
+    ------
+    InputError
+        When the tables hold no row of the period.
+    """
+    first, last = utc_hour(start), utc_hour(end)
+    held = list(tables)
+    rows, hours = _divide_moved(_collect(held, first, last), first), np.arange(first, last, HOUR)
+    files, file, line = _lines(held, first, last)
+    shape = (len(hours), len(rows.names), len(POLLUTANTS))
+    row, pollutant, cell = rows.found
+    at = np.stack([np.full(shape, -1, "int32"), np.zeros(shape, "int32")]).reshape(2, -1, shape[2])
+    at[0, cell, pollutant], at[1, cell, pollutant] = file[row], line[row, pollutant]
+    return _cube(rows, hours), Origins(files, *at.reshape(2, *shape))
+
+
+def _lines(
+    tables: list[pd.DataFrame], start: np.datetime64, end: np.datetime64
+) -> tuple[list[str], NDArray[np.int32], NDArray[np.int32]]:
+    """Names of the files; file (N,) and lines (N, P) of the rows that `_collect` finds, in its order."""
+    inside = [table[_within(table, start, end)] for table in tables]
+    names = [table.get("source_file", pd.Series("", table.index)).astype(str) for table in inside]
+    codes, files = pd.factorize(np.concatenate([name.to_numpy(object) for name in names]))
+    columns = [line_column(name) for name in POLLUTANTS]
+    lines = [table.reindex(columns=columns, fill_value=0).to_numpy("int32") for table in inside]
+    return [str(name) for name in files], codes.astype("int32"), np.concatenate(lines)
+
+
+def _within(table: pd.DataFrame, start: np.datetime64, end: np.datetime64) -> NDArray[np.bool_]:
+    return np.asarray((table["time"] >= start) & (table["time"] < end))
+
+
+def _cube(rows: _Rows, hours: NDArray[np.datetime64]) -> xr.Dataset:
     values = _on_grid(rows, len(hours) * len(rows.names)).reshape(len(hours), len(rows.names), -1)
     return check_station_cube(_dataset(values, hours, rows.names, _places(rows)))
 
 
 def _on_grid(rows: _Rows, size: int) -> NDArray[np.float32]:
-    """Values (size, P) by hour, then station; of those repeated the last stays. Pollutants may come in rows apart."""
+    """Values (size, P) by hour, then station; of those repeated the last stays."""
     cube = np.full((size, len(POLLUTANTS)), np.nan, dtype="float32")
-    row, pollutant = np.nonzero(np.isfinite(rows.values))
-    cell = (rows.hour * len(rows.names) + rows.station)[row]
+    row, pollutant, cell = rows.found
     cube[cell, pollutant] = rows.values[row, pollutant]
     if repeated := len(row) - int(np.isfinite(cube).sum()):
         log.warning("station tables: %d values repeat a station, hour and pollutant; the last of each counts", repeated)
@@ -107,7 +170,7 @@ def _part(
     table: pd.DataFrame, start: np.datetime64, end: np.datetime64
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], list[str], NDArray[np.float32], NDArray[np.float64]]:
     """Hour, station code, the names those codes stand for, values and place of a table's rows of the period."""
-    inside = table[((table["time"] >= start) & (table["time"] < end)).to_numpy()]
+    inside = table[_within(table, start, end)]
     hour = (inside["time"].to_numpy("datetime64[h]") - start).astype("int64")
     codes, names = pd.factorize(inside["station"])
     values = inside.reindex(columns=list(POLLUTANTS)).to_numpy("float32")

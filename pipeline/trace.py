@@ -1,0 +1,243 @@
+"""One published value taken apart: which observations made it, with what weight, where they stand, what was added.
+
+`trace` finds the cell and the run that made its hour, reads the observations of that hour's window again, makes the
+value again and compares it with what is published; then it takes the value apart. See docs/how-to/trace-a-value.md and
+docs/adr/0017-trace.md for what each number means.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+
+from model import background, infer
+from model import trace as apart
+from model import trace_outlook as apart_outlook
+from model.infer import Block
+from model.outlook_infer import outlook_blocks
+from model.trace import Parts
+from model.trace_outlook import OutlookParts
+from model.windows import Observations
+from pipeline import analyse, covariates, trace_observed, trace_runs, write
+from pipeline.config import RunConfig
+from pipeline.contract import HOUR
+from pipeline.errors import ProductError
+from pipeline.trace_cell import VALUES, Cell, Published, find_cell, read_published
+from pipeline.trace_observed import Observed
+from pipeline.trace_runs import Made
+
+#: Values are published with `write.KEEP_BITS` bits of mantissa: relative error of rounding, at most.
+ROUNDING = 2.0 ** -(write.KEEP_BITS + 1)
+
+#: What sums of 32-bit floats in another order may add to that, relative.
+_SUMS = 2e-5
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A published value and all that made it.
+
+    Attributes
+    ----------
+    cube : folder of the repository; `revision` its tag that was traced.
+    cell, published : what is traced.
+    made, config : the run that made it.
+    observed : the stations' hours.
+    hour : index in `observed` of the hour; its length for an outlook's.
+    recomputed : of `VALUES`, ug m-3.
+    distance, count : recomputed distance of the nearest observation (km) and number of observations.
+    parts : the value taken apart; None where there is none.
+    drift : what covariates add to the mean, as z; 0 without any.
+    weights : SHA-256 of the weights it was recomputed with.
+    issue : issue time of an outlook; None of an analysed hour.
+    around : the published hours around, variables of `VALUES` along ``time``.
+    title : title of the cube.
+    """
+
+    cube: Path
+    revision: str
+    cell: Cell
+    published: Published
+    made: Made
+    config: RunConfig
+    observed: Observed
+    hour: int
+    recomputed: dict[str, float]
+    distance: float
+    count: int
+    parts: Parts | OutlookParts | None
+    drift: float
+    weights: str
+    issue: np.datetime64 | None
+    around: xr.Dataset
+    title: str
+
+    @property
+    def changed(self) -> tuple[str, ...]:
+        """What is no longer as it was when the value was made: inputs and weights."""
+        if self.made.weights in ("", self.weights):
+            return self.observed.changed
+        return (*self.observed.changed, f"weights: were {self.made.weights[:12]}, are {self.weights[:12]} (SHA-256)")
+
+    def difference(self, name: str) -> float:
+        """Published over recomputed less one; 0 where neither has a value, infinite where one of them alone has."""
+        published, again = self.published.values[name], self.recomputed[name]
+        if np.isnan(published) or np.isnan(again):
+            return 0.0 if np.isnan(published) and np.isnan(again) else float("inf")
+        return 0.0 if published == again else published / again - 1 if again else float("inf")
+
+    def agrees(self, name: str) -> bool:
+        """Whether a published value is the recomputed one, rounded."""
+        return abs(self.difference(name)) <= ROUNDING + _SUMS
+
+
+def trace(
+    cube: Path,
+    lon: float,
+    lat: float,
+    time: np.datetime64,
+    revision: str | None = None,
+    overrides: Mapping[str, Path | str | None] | None = None,
+) -> Trace:
+    """Explain the value of the cell that holds a point, in an hour.
+
+    Parameters
+    ----------
+    cube : folder of the Icechunk repository that `aqnet run` published.
+    lon, lat : degrees.
+    time : start of the hour, UTC.
+    revision : tag such as ``r3``; the newest when None.
+    overrides : some of `trace_runs.OVERRIDES`, where they are not what or where the run had them.
+
+    Raises
+    ------
+    ProductError
+        When the cube has no value there: outside the grid or its hours, never produced, at sea.
+    ConfigError, InputError
+        When what the run read is not known or not there.
+    """
+    opened = write.open_cube(cube, revision)
+    cell = find_cell(opened, lon, lat, cube)
+    published = read_published(opened, cell, time, cube)
+    made = trace_runs.made_by(cube, revision, time, published.stream == "outlook")
+    config = trace_runs.config_of(made, cube, overrides or {}, _told_by(opened, published))
+    tag = revision or write.history(cube)[-1]["revision"]
+    begun = _Begun(
+        cube, tag, cell, published, made, config, _around(opened, cell, time), str(opened.attrs.get("title"))
+    )
+    return _forecast(begun) if published.stream == "outlook" else _analysis(begun)
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """What is known before the observations are read; attributes as of `Trace`."""
+
+    cube: Path
+    revision: str
+    cell: Cell
+    published: Published
+    made: Made
+    config: RunConfig
+    around: xr.Dataset
+    title: str
+
+
+def _told_by(cube: xr.Dataset, published: Published) -> dict[str, object]:
+    """Fields of a run as far as its cube tells them."""
+    edges = ("lon_min", "lat_min", "lon_max", "lat_max")
+    hour = published.hour
+    return {
+        "bbox": [float(cube.attrs[f"geospatial_{edge}"]) for edge in edges],
+        "start": str(hour),
+        "end": str(hour + HOUR),
+        "stream": "interim" if published.stream == "outlook" else published.stream,
+    }
+
+
+def _around(cube: xr.Dataset, cell: Cell, time: np.datetime64, hours: int = 48) -> xr.Dataset:
+    """Published hours around one, of one cell."""
+    near = cube[list(VALUES)].sel(time=slice(time - hours * HOUR, time + hours * HOUR))
+    return near.isel(dict(zip(near["pm2p5"].dims[1:], (cell.row, cell.column), strict=True))).load()
+
+
+# ---- an analysed hour ----
+
+
+def _analysis(begun: _Begun) -> Trace:
+    """Trace an hour of the interim or final stream."""
+    hour, stream, config = begun.published.hour, begun.published.stream, begun.config
+    network = analyse.load(config.weights)
+    observed = trace_observed.read(config, begun.made, trace_observed.period(hour, stream, hour))
+    record = analyse.observations(observed.cube)
+    at = int(np.searchsorted(record.hours, analyse.hours_since_1970(np.array([hour]))[0]))
+    block, plain = _estimates(network, record, begun, at)
+    parts = apart.take_apart(network.aqnet, record, begun.cell.place, at, stream)
+    drift = float(np.cbrt(block.mean[0, 0]) - np.cbrt(plain.mean[0, 0])) if plain is not block else 0.0
+    return _finished(begun, observed, at, block, parts, network.digest, drift)
+
+
+def _estimates(network: analyse.Network, record: Observations, begun: _Begun, at: int) -> tuple[Block, Block]:
+    """The estimate as the run made it, and without covariates; the same where there are none."""
+    levels, mode, place = tuple(analyse.QUANTILES.values()), begun.published.stream, begun.cell.place
+    plain = next(iter(infer.day_blocks(network.aqnet, record, place, levels, at, at + 1, mode)))
+    if not begun.config.covariates:
+        return plain, plain
+    known, two_sided = covariates.open_all(begun.config.covariates), mode == "final"
+    at_stations = covariates.Sampler(known, record.lon, record.lat, two_sided)(record.hours)
+    at_place = covariates.Sampler(known, place.lon, place.lat, two_sided)
+    sampled = background.Covariates(at_stations, lambda hours: at_place(record.hours[hours]))
+    return next(iter(background.day_blocks(network.aqnet, record, place, levels, sampled, at, at + 1, mode))), plain
+
+
+def _finished(
+    begun: _Begun,
+    observed: Observed,
+    hour: int,
+    block: Block,
+    parts: Parts | OutlookParts | None,
+    weights: str,
+    drift: float = 0.0,
+    issue: np.datetime64 | None = None,
+) -> Trace:
+    made = (block.mean[-1, 0], *block.quantiles[:, -1, 0])
+    return Trace(
+        **vars(begun),
+        observed=observed,
+        hour=hour,
+        recomputed={name: float(value) for name, value in zip(VALUES, made, strict=True)},
+        distance=float(block.distance[-1, 0]),
+        count=int(block.count[-1]),
+        parts=None if np.isnan(block.mean[-1, 0]) else parts,
+        drift=drift,
+        weights=weights,
+        issue=issue,
+    )
+
+
+# ---- an hour ahead ----
+
+
+def _forecast(begun: _Begun) -> Trace:
+    """Trace an hour of the outlook stream."""
+    outlook = analyse.load_outlook(begun.config.outlook_weights)
+    issue = trace_observed.issue_of(begun.config) if begun.made.config else _issue(begun)
+    lead = round((begun.published.hour - issue) / HOUR) + 1
+    observed = trace_observed.read(begun.config, begun.made, trace_observed.period(issue, "outlook", issue))
+    record, levels = analyse.observations(observed.cube), tuple(analyse.QUANTILES.values())
+    *_, block = outlook_blocks(outlook.network, record, begun.cell.place, levels, len(record.hours), lead)
+    parts = apart_outlook.take_apart(outlook.network, record, begun.cell.place, lead)
+    return _finished(begun, observed, len(record.hours), block, parts, outlook.digest, issue=issue)
+
+
+def _issue(begun: _Begun) -> np.datetime64:
+    opened = write.open_cube(begun.cube, begun.revision)
+    said = opened.attrs.get("outlook_issue_time")
+    if said is None:
+        raise ProductError(
+            f"{begun.cube}: expected attribute 'outlook_issue_time' beside hours of an outlook; found none"
+        )
+    return np.datetime64(str(said).rstrip("Z"), "h")

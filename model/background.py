@@ -149,7 +149,8 @@ class Drifting(Interpolator):
         return replace(block, mean=mean, quantiles=quantiles)
 
     def _encode(self, hours: slice, piece: slice, stations: NDArray[np.int64]) -> Channels:
-        """As `Interpolator`; the layout, which knows the piece's stations now, also moves the covariates' bands."""
+        """As `Interpolator`; the layout, which is told of the piece's stations, also moves the covariates' bands."""
+        self.layout.update(stations)
         here = self.covariates.points(slice(hours.start + piece.start, hours.start + piece.stop))
         self._moves.append((piece, *self._move(self._fit(hours, piece, stations), here, stations)))
         return super()._encode(hours, piece, stations)

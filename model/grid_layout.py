@@ -211,12 +211,12 @@ class Layout:
         silent = np.setdiff1d(np.arange(len(self.terrain)), stations)
         at, away = torch.from_numpy(stations), torch.from_numpy(silent)
         whole = self.system.precision[BANDS]
-        precision = whole[at[:, None], at]
+        precision = whole.index_select(0, at).index_select(1, at)
         if len(silent):
             cross = whole[at[:, None], away]
             root = torch.linalg.cholesky(whole[away[:, None], away])
             precision = precision - cross @ torch.cholesky_solve(cross.T, root)
-        return surroundings_of(precision, self.between[at[:, None], at])
+        return surroundings_of(precision, self.between.index_select(0, at).index_select(1, at))
 
 
 class _Whole(NamedTuple):

@@ -57,6 +57,18 @@ class Day(NamedTuple):
     cycle: NDArray[np.float32]
 
 
+class Sums(NamedTuple):
+    """Weighted sums of the bands at all cells.
+
+    `bands` (B, Q times `width` and `HOURS` more) has `width` hours of one cell after those of another; those of a
+    `Day` are the ones from `first` on.
+    """
+
+    bands: NDArray[np.float32]
+    width: int
+    first: int
+
+
 class HeadWeights(NamedTuple):
     """`Head` as arrays: `first` (H, n) of the hourly inputs, `second` (H, H), `third` (1 + N, H), and biases.
 
@@ -81,12 +93,13 @@ class Out(NamedTuple):
 
 
 @compiled
-def grid_hours(first, last, bands, cells, day, head, levels, out, start):  # type: ignore[no-untyped-def]
+def grid_hours(first, last, summed, cells, day, head, levels, out, start):  # type: ignore[no-untyped-def]
     """Estimate cells `first` to `last` in the hours of `day`, the first of which is hour `start` of `out`.
 
-    `bands` (B, cells times T and `HOURS` more) has the weighted sums of the bands, one cell's hours after another's.
-    `levels` (L,) are the positions of the wanted quantiles. NaN stays where none of a cell's neighbours is valid.
+    `summed` are the `Sums` of the day; `levels` (L,) are the positions of the wanted quantiles. NaN stays where none of
+    a cell's neighbours is valid.
     """
+    bands = summed.bands
     T, B, n, H = day.valid.shape[1], len(bands), head.first.shape[1], len(head.second)
     sums, x, some = aligned(day.channels.shape[1], HOURS), aligned(n, WIDTH), aligned(3, WIDTH)
     hidden, deeper, z = aligned(H, WIDTH), aligned(H, WIDTH), aligned(len(head.third), WIDTH)
@@ -97,7 +110,7 @@ def grid_hours(first, last, bands, cells, day, head, levels, out, start):  # typ
         count = min(together, last - q)
         for c in range(count):
             _sum(cells, day.channels, q + c, sums)
-            at, cycle = (q + c - first) * T, cells.cycle[q + c]
+            at, cycle = (q + c) * summed.width + summed.first, cells.cycle[q + c]
             _inputs(bands, at, sums, cycle, day.cycle, c * T, x, total, error, head.level)
             _fixed(cells.inflow[q + c], cells.variance[q + c], c * T, hidden, spread)
         _logs(x, B, total, error)

@@ -11,12 +11,14 @@ Shapes: T hours, S stations, Q points, N levels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -28,14 +30,17 @@ from model.baseline import Estimator
 from model.checkpoint import DEFAULT, load
 from model.compiled import alone, in_threads
 from model.grid_layout import Layout, head_weights
-from model.grid_loops import HOURS, Day, Out, grid_hours
+from model.grid_loops import HOURS, Day, Out, Sums, grid_hours
 from model.kriging import BANDS
 from model.windows import LEVELS, Estimate, Float, Observations, Points, cyclic, window
 
 DAY = 24
 
-#: Cells whose weighted sums are taken at once.
+#: Cells that a thread takes at once.
 _BLOCK = 192
+
+#: Days whose weighted sums are taken together, so that the weights of a cell come from memory once for all of them.
+_TOGETHER = 4
 
 
 @dataclass(frozen=True)
@@ -105,6 +110,14 @@ def utc_days(hours: NDArray[np.int64], start: int) -> Iterator[slice]:
         start = stop
 
 
+class _Piece(NamedTuple):
+    """Hours of a day (a slice of it) in which the same stations (record indices) report, and what they say."""
+
+    hours: slice
+    stations: NDArray[np.int64]
+    day: Day
+
+
 class Interpolator:
     """A network bound to a record and to points.
 
@@ -127,37 +140,62 @@ class Interpolator:
 
     def __call__(self, hours: slice) -> Block:
         """Estimate the hours of one UTC day, a slice of the record that does not cross midnight UTC."""
-        return self._estimate(hours, None)
+        return self._estimate(hours, ((piece, self._sum([piece])[0]) for piece in self._hear(hours)))
 
     def run(self, days: list[slice]) -> Iterator[Block]:
-        """Estimate one UTC day after the other; a thread of its own reads the stations' next day meanwhile."""
-        if torch.get_num_threads() == 1:
-            yield from map(self, days)
-            return
+        """Estimate UTC days in order, some at once; meanwhile a thread of its own reads the stations' next days."""
+        heard = self._ahead(days) if torch.get_num_threads() > 1 else map(list, map(self._hear, days))
+        coming = iter(days)
+        while some := list(islice(heard, _TOGETHER)):
+            sums = iter(self._sum([piece for pieces in some for piece in pieces]))
+            for pieces in some:
+                yield self._estimate(next(coming), zip(pieces, sums, strict=False))
+
+    def _ahead(self, days: list[slice]) -> Iterator[list[_Piece]]:
+        """What the stations say on each day, read `_TOGETHER` days ahead."""
         with ThreadPoolExecutor(1) as reader:
-            ahead = [reader.submit(alone, partial(self._hear, hours)) for hours in days[:1]]
-            for hours, following in zip(days, [*days[1:], None], strict=True):
-                now = ahead.pop()
-                if following:
-                    ahead.append(reader.submit(alone, partial(self._hear, following)))
-                yield self._estimate(hours, now)
+            read = [partial(alone, lambda hours=hours: list(self._hear(hours))) for hours in days]
+            coming = deque(map(reader.submit, read[:_TOGETHER]))
+            for following in read[_TOGETHER:]:
+                coming.append(reader.submit(following))
+                yield coming.popleft().result()
+            yield from (day.result() for day in coming)
 
     @torch.inference_mode()
-    def _estimate(self, hours: slice, read: Future[list[Day]] | None) -> Block:
+    def _hear(self, hours: slice) -> Iterator[_Piece]:
+        """What the stations say in each piece of a day."""
+        for piece, stations in self._pieces(hours):
+            yield _Piece(piece, stations, self._day(hours, piece, stations))
+
+    @torch.inference_mode()
+    def _sum(self, pieces: list[_Piece]) -> list[Sums]:
+        """Weighted sums of the bands at every cell in some pieces of days, all at once.
+
+        Always the hours of `_TOGETHER` days: products of one shape are rounded alike, so that an hour's sums do
+        not depend on which hours it is estimated with.
+        """
+        Q, width, firsts = len(self.points.lon), _TOGETHER * DAY, [0]
+        said = torch.zeros(BANDS, len(self.observations.lon), width)
+        for piece in pieces:
+            firsts.append(firsts[-1] + piece.day.bands.shape[-1])
+            said[..., firsts[-2] : firsts[-1]] = torch.from_numpy(piece.day.bands)
+        sums = torch.empty(BANDS, Q * width + HOURS)
+        sums[:, Q * width :] = 0
+        cells = sums[:, : Q * width].view(BANDS, Q, width)
+        in_threads(lambda part: alone(partial(self._weigh, said, cells, part)), Q, _BLOCK)
+        return [Sums(sums.numpy(), width, first) for first in firsts[:-1]]
+
+    @torch.inference_mode()
+    def _estimate(self, hours: slice, pieces: Iterable[tuple[_Piece, Sums]]) -> Block:
+        """Estimate a day from what the stations say in its pieces."""
         valid = np.isfinite(self.observations.values[0, hours])
         shape = len(valid), len(self.points.lon)
         out = Out(*(np.full(size, np.nan, np.float32) for size in (shape, (len(self.levels), *shape), shape)))
-        for n, (piece, stations) in enumerate(self._pieces(hours)):
-            self.layout.update(stations)
-            day = read.result()[n] if read else self._day(hours, piece, stations)
-            in_threads(partial(self._grid, day, out, piece.start), shape[1], _BLOCK)
+        for piece, sums in pieces:
+            self.layout.update(piece.stations)
+            in_threads(partial(self._grid, piece.day, sums, out, piece.hours.start), shape[1], _BLOCK)
         self._reach_farther(out.distance, valid)
         return Block(hours, out.mean, out.quantiles, out.distance, valid.sum(axis=1))
-
-    @torch.inference_mode()
-    def _hear(self, hours: slice) -> list[Day]:
-        """What the stations say in each piece of a day."""
-        return [self._day(hours, piece, stations) for piece, stations in self._pieces(hours)]
 
     def _pieces(self, hours: slice) -> Iterator[tuple[slice, NDArray[np.int64]]]:
         """Cut a day into runs of hours (slices of it) with the same stations, and their indices.
@@ -209,19 +247,19 @@ class Interpolator:
         bands = self.layout.everywhere(channels.bands, stations)
         return Day(bands, padded, np.ascontiguousarray(valid[piece].T), cycle)
 
-    def _grid(self, day: Day, out: Out, start: int, part: slice) -> None:
-        """Estimate some cells, a block after the other: the same blocks whatever the threads."""
-        alone(partial(self._blocks, day, out, start, part))
+    @torch.inference_mode()
+    def _weigh(self, said: Tensor, out: Tensor, part: slice) -> None:
+        """Weighted sums (B, Q, T) of what is said (B, S, T), of some cells, a block after the other."""
+        for first in range(part.start, part.stop, _BLOCK):
+            block = slice(first, min(first + _BLOCK, part.stop))
+            for b in range(BANDS):
+                torch.mm(torch.from_numpy(self.layout.cells.bands[b, block]), said[b], out=out[b, block])
 
-    def _blocks(self, day: Day, out: Out, start: int, part: slice) -> None:
-        T = day.valid.shape[1]
-        bands, said = torch.zeros(BANDS, _BLOCK * T + HOURS), torch.from_numpy(day.bands)
+    def _grid(self, day: Day, sums: Sums, out: Out, start: int, part: slice) -> None:
+        """Estimate some cells, a block after the other: the same blocks whatever the threads."""
         for first in range(part.start, part.stop, _BLOCK):
             last = min(first + _BLOCK, part.stop)
-            weight = torch.from_numpy(self.layout.cells.bands[:, first:last])
-            for b in range(BANDS):
-                torch.mm(weight[b], said[b], out=bands[b, : (last - first) * T].view(-1, T))
-            grid_hours(first, last, bands.numpy(), self.layout.cells, day, self.head, self.levels, out, start)
+            grid_hours(first, last, sums, self.layout.cells, day, self.head, self.levels, out, start)
 
     def _reach_farther(self, distance: Float, valid: NDArray[np.bool_]) -> None:
         """Fill in distances to stations beyond the neighbours of a point, where none of these is valid."""

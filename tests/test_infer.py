@@ -194,6 +194,21 @@ def test_points_do_not_change_each_other(monkeypatch: pytest.MonkeyPatch):
 
 
 @both_modes
+def test_days_together_are_each_day_alone_bit_for_bit(mode: str):
+    """Their sums are taken together, in groups that this record does not fill; stations come and go."""
+    net, seen, at = network(), record(24 * 7, stations=40), places(450)
+    seen.values[:, 20:40, :9] = np.nan
+    seen.values[:, 50:75, 30:] = np.nan
+    one_by_one = Interpolator(net, seen, at, mode=mode)
+    days = list(utc_days(seen.hours, 0))
+    assert len(days) > 4
+    for hours, found in zip(days, Interpolator(net, seen, at, mode=mode).run(days), strict=True):
+        alone = one_by_one(hours)
+        np.testing.assert_array_equal(found.mean, alone.mean)
+        np.testing.assert_array_equal(found.quantiles, alone.quantiles)
+
+
+@both_modes
 def test_threads_do_not_change_the_estimates(mode: str):
     """Neither those that share out the points nor the one that reads the next day, though stations come and go."""
     net, seen, at = network(), record(stations=40), places(700)

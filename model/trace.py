@@ -28,6 +28,7 @@ from model.aqnet import MEDIAN, AQNet, Channels, Surroundings, Weights, bands_of
 from model.geometry import distance_matrix
 from model.kriging import Geometry
 from model.layout import surroundings
+from model.train import without_others
 from model.windows import Float, Observations, Points, Window, cyclic, from_z, terrain_features, to_z, window
 
 DAY = 24
@@ -52,6 +53,7 @@ class Parts:
     shift, lift : what the head adds to the kriged bands for the median, and to the median for the mean.
     mean : ug m-3.
     quantiles : (N,) ug m-3 at `LEVELS`.
+    alone : mean had the stations reported PM2.5 alone: other pollutants count in the corrections only, ug m-3.
     """
 
     stations: NDArray[np.int64]
@@ -68,6 +70,7 @@ class Parts:
     lift: float
     mean: float
     quantiles: Float
+    alone: float
 
     @property
     def corrected(self) -> float:
@@ -161,6 +164,10 @@ def _parts(
     channels, plain = _encode(network, read._replace(window=read.window._replace(z=z)))
     sums = gather(channels, layout.nearest, layout.weights)
     quantiles, mean = network.head(sums, layout.weights, cycle)
+    with torch.no_grad():
+        lonely = read.window._replace(features=without_others(read.window.features))
+        heard = _encode(network, read._replace(window=lonely))[0]
+        alone = network(heard, layout.nearest, layout.weights, cycle)[1]
     band_weight = layout.weights.bands[0].double()  # (B, S)
     kriged = (band_weight * plain.double().T).sum()
     (weight,) = torch.autograd.grad(kriged, z, retain_graph=True)
@@ -182,6 +189,7 @@ def _parts(
         lift=float(mean.detach()[0, 0]) - median,
         mean=float(published.detach()),
         quantiles=from_z(quantiles.detach())[0, 0].double().numpy(),
+        alone=float(from_z(alone)),
     )
 
 

@@ -7,7 +7,7 @@ docs/adr/0017-trace.md for what each number means.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,9 +21,9 @@ from model.infer import Block
 from model.outlook_infer import outlook_blocks
 from model.trace import Parts
 from model.trace_outlook import OutlookParts
-from model.windows import Observations
+from model.windows import Observations, Points
 from pipeline import analyse, covariates, trace_observed, trace_runs, write
-from pipeline.config import RunConfig
+from pipeline.config import Covariate, RunConfig
 from pipeline.contract import HOUR
 from pipeline.errors import ProductError
 from pipeline.trace_cell import VALUES, Cell, Published, find_cell, read_published
@@ -103,12 +103,23 @@ def trace(
     revision: str | None = None,
     overrides: Mapping[str, Path | str | None] | None = None,
 ) -> Trace:
-    """Explain the value of the cell that holds a point, in an hour.
+    """Explain the value of the cell that holds a point, in an hour; parameters and errors as of `traces`."""
+    return next(traces(cube, [(lon, lat)], time, revision, overrides))
+
+
+def traces(
+    cube: Path,
+    points: Sequence[tuple[float, float]],
+    time: np.datetime64,
+    revision: str | None = None,
+    overrides: Mapping[str, Path | str | None] | None = None,
+) -> Iterator[Trace]:
+    """Explain values of one hour; its observations are read once.
 
     Parameters
     ----------
     cube : folder of the Icechunk repository that `aqnet run` published.
-    lon, lat : degrees.
+    points : lon, lat in degrees; what is traced is the cell that holds each.
     time : start of the hour, UTC.
     revision : tag such as ``r3``; the newest when None.
     overrides : some of `trace_runs.OVERRIDES`, where they are not what or where the run had them.
@@ -121,29 +132,40 @@ def trace(
         When what the run read is not known or not there.
     """
     opened = write.open_cube(cube, revision)
-    cell = find_cell(opened, lon, lat, cube)
-    published = read_published(opened, cell, time, cube)
-    made = trace_runs.made_by(cube, revision, time, published.stream == "outlook")
-    config = trace_runs.config_of(made, cube, overrides or {}, _told_by(opened, published))
+    cells = [find_cell(opened, lon, lat, cube) for lon, lat in points]
+    published = [read_published(opened, cell, time, cube) for cell in cells]
+    ahead = published[0].stream == "outlook"
+    made = trace_runs.made_by(cube, revision, time, ahead)
+    config = trace_runs.config_of(made, cube, overrides or {}, _told_by(opened, published[0]))
+    issue = _issue(opened, cube) if ahead else None
     tag = revision or write.history(cube)[-1]["revision"]
-    begun = _Begun(
-        cube, tag, cell, published, made, config, _around(opened, cell, time), str(opened.attrs.get("title"))
-    )
-    return _forecast(begun) if published.stream == "outlook" else _analysis(begun)
+    hours = trace_observed.period(time, published[0].stream, time if issue is None else issue)
+    run = _Run(cube, tag, made, config, trace_observed.read(config, made, hours), issue, str(opened.attrs.get("title")))
+    explain = _analyses(run) if issue is None else _forecasts(run, issue)
+    for cell, found in zip(cells, published, strict=True):
+        yield explain(_Place(cell, found, _around(opened, cell, time)))
 
 
 @dataclass(frozen=True)
-class _Begun:
-    """What is known before the observations are read; attributes as of `Trace`."""
+class _Run:
+    """What all traces of an hour share; attributes as of `Trace`."""
 
     cube: Path
     revision: str
-    cell: Cell
-    published: Published
     made: Made
     config: RunConfig
-    around: xr.Dataset
+    observed: Observed
+    issue: np.datetime64 | None
     title: str
+
+
+@dataclass(frozen=True)
+class _Place:
+    """What is published at one place; attributes as of `Trace`."""
+
+    cell: Cell
+    published: Published
+    around: xr.Dataset
 
 
 def _told_by(cube: xr.Dataset, published: Published) -> dict[str, object]:
@@ -152,6 +174,7 @@ def _told_by(cube: xr.Dataset, published: Published) -> dict[str, object]:
     hour = published.hour
     return {
         "bbox": [float(cube.attrs[f"geospatial_{edge}"]) for edge in edges],
+        "resolution": 1.0,
         "start": str(hour),
         "end": str(hour + HOUR),
         "stream": "interim" if published.stream == "outlook" else published.stream,
@@ -164,80 +187,87 @@ def _around(cube: xr.Dataset, cell: Cell, time: np.datetime64, hours: int = 48) 
     return near.isel(dict(zip(near["pm2p5"].dims[1:], (cell.row, cell.column), strict=True))).load()
 
 
+def _issue(cube: xr.Dataset, where: Path) -> np.datetime64:
+    said = cube.attrs.get("outlook_issue_time")
+    if said is None:
+        raise ProductError(f"{where}: expected attribute 'outlook_issue_time' beside hours of an outlook; found none")
+    return np.datetime64(str(said).rstrip("Z"), "h")
+
+
 # ---- an analysed hour ----
 
 
-def _analysis(begun: _Begun) -> Trace:
-    """Trace an hour of the interim or final stream."""
-    hour, stream, config = begun.published.hour, begun.published.stream, begun.config
-    network = analyse.load(config.weights)
-    observed = trace_observed.read(config, begun.made, trace_observed.period(hour, stream, hour))
-    record = analyse.observations(observed.cube)
-    at = int(np.searchsorted(record.hours, analyse.hours_since_1970(np.array([hour]))[0]))
-    block, plain = _estimates(network, record, begun, at)
-    parts = apart.take_apart(network.aqnet, record, begun.cell.place, at, stream)
-    drift = float(np.cbrt(block.mean[0, 0]) - np.cbrt(plain.mean[0, 0])) if plain is not block else 0.0
-    return _finished(begun, observed, at, block, parts, network.digest, drift)
+def _analyses(run: _Run) -> Callable[[_Place], Trace]:
+    """How hours of the interim or final stream are traced."""
+    network, record = analyse.load(run.config.weights), analyse.observations(run.observed.cube)
+
+    def explain(place: _Place) -> Trace:
+        hour, mode, at_place = place.published.hour, place.published.stream, place.cell.place
+        at = int(np.searchsorted(record.hours, analyse.hours_since_1970(np.array([hour]))[0]))
+        plain = _estimate(network, record, at_place, at, mode)
+        block = _with_covariates(network, record, at_place, at, mode, run.config.covariates) or plain
+        parts = apart.take_apart(network.aqnet, record, at_place, at, mode)
+        drift = float(np.cbrt(block.mean[0, 0]) - np.cbrt(plain.mean[0, 0]))
+        return _finished(run, place, at, block, parts, network.digest, drift)
+
+    return explain
 
 
-def _estimates(network: analyse.Network, record: Observations, begun: _Begun, at: int) -> tuple[Block, Block]:
-    """The estimate as the run made it, and without covariates; the same where there are none."""
-    levels, mode, place = tuple(analyse.QUANTILES.values()), begun.published.stream, begun.cell.place
-    plain = next(iter(infer.day_blocks(network.aqnet, record, place, levels, at, at + 1, mode)))
-    if not begun.config.covariates:
-        return plain, plain
-    known, two_sided = covariates.open_all(begun.config.covariates), mode == "final"
-    at_stations = covariates.Sampler(known, record.lon, record.lat, two_sided)(record.hours)
-    at_place = covariates.Sampler(known, place.lon, place.lat, two_sided)
+def _estimate(network: analyse.Network, record: Observations, place: Points, at: int, mode: str) -> Block:
+    """The estimate as a run makes it without covariates."""
+    levels = tuple(analyse.QUANTILES.values())
+    return next(iter(infer.day_blocks(network.aqnet, record, place, levels, at, at + 1, mode)))
+
+
+def _with_covariates(
+    network: analyse.Network, record: Observations, place: Points, at: int, mode: str, given: tuple[Covariate, ...]
+) -> Block | None:
+    """The estimate as a run makes it with covariates; None where there are none."""
+    if not given:
+        return None
+    known, levels = covariates.open_all(given), tuple(analyse.QUANTILES.values())
+    at_stations = covariates.Sampler(known, record.lon, record.lat, mode == "final")(record.hours)
+    at_place = covariates.Sampler(known, place.lon, place.lat, mode == "final")
     sampled = background.Covariates(at_stations, lambda hours: at_place(record.hours[hours]))
-    return next(iter(background.day_blocks(network.aqnet, record, place, levels, sampled, at, at + 1, mode))), plain
-
-
-def _finished(
-    begun: _Begun,
-    observed: Observed,
-    hour: int,
-    block: Block,
-    parts: Parts | OutlookParts | None,
-    weights: str,
-    drift: float = 0.0,
-    issue: np.datetime64 | None = None,
-) -> Trace:
-    made = (block.mean[-1, 0], *block.quantiles[:, -1, 0])
-    return Trace(
-        **vars(begun),
-        observed=observed,
-        hour=hour,
-        recomputed={name: float(value) for name, value in zip(VALUES, made, strict=True)},
-        distance=float(block.distance[-1, 0]),
-        count=int(block.count[-1]),
-        parts=None if np.isnan(block.mean[-1, 0]) else parts,
-        drift=drift,
-        weights=weights,
-        issue=issue,
-    )
+    return next(iter(background.day_blocks(network.aqnet, record, place, levels, sampled, at, at + 1, mode)))
 
 
 # ---- an hour ahead ----
 
 
-def _forecast(begun: _Begun) -> Trace:
-    """Trace an hour of the outlook stream."""
-    outlook = analyse.load_outlook(begun.config.outlook_weights)
-    issue = trace_observed.issue_of(begun.config) if begun.made.config else _issue(begun)
-    lead = round((begun.published.hour - issue) / HOUR) + 1
-    observed = trace_observed.read(begun.config, begun.made, trace_observed.period(issue, "outlook", issue))
-    record, levels = analyse.observations(observed.cube), tuple(analyse.QUANTILES.values())
-    *_, block = outlook_blocks(outlook.network, record, begun.cell.place, levels, len(record.hours), lead)
-    parts = apart_outlook.take_apart(outlook.network, record, begun.cell.place, lead)
-    return _finished(begun, observed, len(record.hours), block, parts, outlook.digest, issue=issue)
+def _forecasts(run: _Run, issue: np.datetime64) -> Callable[[_Place], Trace]:
+    """How hours of the outlook stream are traced."""
+    outlook, record = analyse.load_outlook(run.config.outlook_weights), analyse.observations(run.observed.cube)
+    levels = tuple(analyse.QUANTILES.values())
+
+    def explain(place: _Place) -> Trace:
+        lead = round((place.published.hour - issue) / HOUR) + 1
+        *_, block = outlook_blocks(outlook.network, record, place.cell.place, levels, len(record.hours), lead)
+        parts = apart_outlook.take_apart(outlook.network, record, place.cell.place, lead)
+        return _finished(run, place, len(record.hours), block, parts, outlook.digest)
+
+    return explain
 
 
-def _issue(begun: _Begun) -> np.datetime64:
-    opened = write.open_cube(begun.cube, begun.revision)
-    said = opened.attrs.get("outlook_issue_time")
-    if said is None:
-        raise ProductError(
-            f"{begun.cube}: expected attribute 'outlook_issue_time' beside hours of an outlook; found none"
-        )
-    return np.datetime64(str(said).rstrip("Z"), "h")
+def _finished(
+    run: _Run,
+    place: _Place,
+    hour: int,
+    block: Block,
+    parts: Parts | OutlookParts | None,
+    weights: str,
+    drift: float = 0.0,
+) -> Trace:
+    """A trace from its last hour's estimate."""
+    made = (block.mean[-1, 0], *block.quantiles[:, -1, 0])
+    return Trace(
+        **vars(run),
+        **vars(place),
+        hour=hour,
+        recomputed={name: float(value) for name, value in zip(VALUES, made, strict=True)},
+        distance=float(block.distance[-1, 0]),
+        count=int(block.count[-1]),
+        parts=None if np.isnan(block.mean[-1, 0]) else parts,
+        drift=0.0 if np.isnan(drift) else drift,
+        weights=weights,
+    )

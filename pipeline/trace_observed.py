@@ -11,7 +11,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from pipeline import analyse, covariates, qc, sources
-from pipeline.config import RunConfig, naive
+from pipeline.config import RunConfig
 from pipeline.contract import HOUR, POLLUTANTS, line_column
 from pipeline.harmonise import Origins, to_traced_cube
 from pipeline.store import layout
@@ -31,8 +31,8 @@ class Observed:
     cube : the hours that an estimate depends on, and those before that its flags depend on.
     files : labels of the raw files.
     file, line : (T, S) int32 of the PM2.5; -1 and 0 where there is none.
-    unit : what `line` counts in each file, ``line`` or ``row``.
     changed : what is no longer as the run read it, one text a file; empty when all is.
+    known : whether the run left a list of its inputs, to tell.
     """
 
     cube: xr.Dataset
@@ -40,6 +40,7 @@ class Observed:
     file: NDArray[np.int32]
     line: NDArray[np.int32]
     changed: tuple[str, ...]
+    known: bool
 
     def where(self, hour: int, station: int) -> tuple[str, int] | None:
         """File and line of a value; None where there is no value."""
@@ -81,9 +82,8 @@ def read(config: RunConfig, made: Made, hours: Period) -> Observed:
         origins = _raw_files(config.input, origins)
     pm2p5 = POLLUTANTS.index("pm2p5")
     flagged = qc.flag(cube, hours.used)
-    return Observed(
-        flagged, origins.files, origins.file[..., pm2p5], origins.line[..., pm2p5], _changed(config, made, hours)
-    )
+    read_at = origins.files, origins.file[..., pm2p5], origins.line[..., pm2p5]
+    return Observed(flagged, *read_at, _changed(config, made, hours), bool(made.inputs))
 
 
 def _raw_files(store: Path, origins: Origins) -> Origins:
@@ -119,7 +119,7 @@ def _changed(config: RunConfig, made: Made, hours: Period) -> tuple[str, ...]:
     now = sources.input_digests(config.source, config.input, hours.first, hours.last, config.stations)
     now |= covariates.digests(config.covariates)
     if not made.inputs:
-        return (f"run {made.run_id} left no list of its inputs: whether they are still the same is not known",)
+        return ()
     found = [
         f"{name}: was {made.inputs[name][:12]} (SHA-256), is {digest[:12]}"
         if name in made.inputs
@@ -150,8 +150,3 @@ def _store_state(config: RunConfig, made: Made) -> list[str]:
     if now == made.state:
         return []
     return [f"{config.input}: the store was at ingest {made.state.get(name)}, is at {now[name]}"]
-
-
-def issue_of(config: RunConfig) -> np.datetime64:
-    """Issue time of a run's outlook, UTC."""
-    return naive(config.end)

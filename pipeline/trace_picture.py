@@ -68,7 +68,8 @@ def _title(trace: Trace) -> str:
 def _footer(trace: Trace) -> str:
     worst = 100 * max((abs(trace.difference(name)) for name in trace.recomputed), default=0.0)
     said = f"{trace.cube} {trace.revision}, stream {trace.published.stream}; made by run {trace.made.run_id}"
-    state = "inputs as the run read them" if not trace.changed else "INPUTS CHANGED since"
+    state = "inputs as the run read them" if trace.observed.known else "inputs not known to be the same"
+    state = "INPUTS CHANGED since" if trace.changed else state
     return f"{said}; {state}; recomputed values differ by {worst:.3f} % at most (rounding: 0.098 %).\n{maps.CREDIT}"
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from model.trace import Parts, in_ug
 from model.trace_outlook import OutlookParts
+from pipeline.provenance import code_version
 from pipeline.trace_cell import VALUES
 from pipeline.trace_stations import (
     Observation,
@@ -61,7 +63,8 @@ def _head(trace: Trace) -> str:
     again = f", published {p.revision} times" if p.revision > 1 else ""
     flags = f"; flags: {', '.join(p.flags)}" if p.flags else ""
     source = f"{trace.config.source}, {trace.config.input}"
-    kept = "as the run read them" if not trace.changed else "CHANGED since, so values may differ:"
+    kept = "as the run read them" if trace.observed.known else "it left no list: whether they are the same is not known"
+    kept = "CHANGED since, so values may differ:" if trace.changed else kept
     inputs = "\n".join([kept, *(f"             - {text}" for text in trace.changed)])
     return (
         f"PM2.5 in the hour from {p.hour} UTC: {values['pm2p5']:.4g} ug m-3, 90 % interval {values['pm2p5_p05']:.4g}"
@@ -85,6 +88,8 @@ def _agreement(trace: Trace) -> str:
         verdict = "within rounding" if trace.agrees(name) else "NOT EXPLAINED BY ROUNDING"
         lines.append(f"  {name:36} {published:12.6g} {again:13.6g}   {100 * trace.difference(name):+.3f} %  {verdict}")
     lines.append("  Published values are rounded to 9 bits of mantissa: by 0.098 % at most.")
+    if not all(map(trace.agrees, VALUES)):
+        lines.append(f"  The run was made by {trace.made.code or 'an unknown version'}; this is {code_version()}.")
     return "\n".join(lines)
 
 
@@ -131,6 +136,7 @@ def _decomposition(trace: Trace, p: Parts) -> str:
             *lines,
             f"  The network's corrections (encoder and head) are {100 * correction_share(p):+.2f} % of the median's z.",
             f"  Of the sizes of the kriging weights, {ages}.",
+            f"  Without their other pollutants the mean would be {p.alone:.3f} ug m-3.",
         ]
     )
 
@@ -247,17 +253,17 @@ def as_dict(trace: Trace) -> dict[str, Any]:
         },
         "stream": p.stream,
         "issue_time": None if trace.issue is None else f"{trace.issue}:00:00Z",
-        "published": p.values
+        "published": _numbers_or_none(p.values)
         | {
-            "nearest_observation_distance": p.distance,
+            "nearest_observation_distance": _or_none(p.distance),
             "quality_flag": list(p.flags),
             "revision": p.revision,
             "observation_count": p.count,
         },
-        "recomputed": trace.recomputed
-        | {"nearest_observation_distance": trace.distance, "observation_count": trace.count},
+        "recomputed": _numbers_or_none(trace.recomputed)
+        | {"nearest_observation_distance": _or_none(trace.distance), "observation_count": trace.count},
         "agreement": {
-            name: {"relative_difference": trace.difference(name), "within_rounding": trace.agrees(name)}
+            name: {"relative_difference": _or_none(trace.difference(name)), "within_rounding": trace.agrees(name)}
             for name in VALUES
         },
         "made_by": {
@@ -267,10 +273,20 @@ def as_dict(trace: Trace) -> dict[str, Any]:
             "weights_sha256": trace.weights,
         },
         "changed": list(trace.changed),
+        "inputs_known": trace.observed.known,
         "parts": _parts(trace),
         "stations": [_station(trace, station) for station in stations(trace)],
         "rejected": [{"station": name, "km": km} | _observation(one) for name, km, one in rejected(trace, REJECTED)],
     }
+
+
+def _or_none(value: float) -> float | None:
+    """A number as JSON has them: neither NaN nor infinite."""
+    return value if np.isfinite(value) else None
+
+
+def _numbers_or_none(values: Mapping[str, float]) -> dict[str, float | int | None]:
+    return {name: _or_none(value) for name, value in values.items()}
 
 
 def _parts(trace: Trace) -> dict[str, Any] | None:
@@ -286,6 +302,7 @@ def _parts(trace: Trace) -> dict[str, Any] | None:
         "ug_m3": {name: ug for name, _, ug in steps(trace)},
         "mean": in_ug(sum(z for _, z, _ in steps(trace))),
         "correction_share_of_median": correction_share(p),
+        "mean_without_other_pollutants": p.alone,
     }
 
 
@@ -319,7 +336,7 @@ def _observation(one: Observation) -> dict[str, Any]:
         "pm2p5": one.pm2p5,
         "flags": list(one.flags),
         "used": one.used,
-        "weight": None if np.isnan(one.weight) else one.weight,
+        "weight": _or_none(one.weight),
         "file": one.file,
         "line": one.line,
     }

@@ -50,6 +50,7 @@ class Made:
     inputs : SHA-256 of its input files by name.
     weights : SHA-256 of the weights, those of the outlook for an outlook hour.
     state : ingest and digest of the observation store, where there was one.
+    code : version of the code.
     """
 
     run_id: str
@@ -58,6 +59,7 @@ class Made:
     inputs: dict[str, str]
     weights: str
     state: dict[str, str]
+    code: str
 
 
 def record(
@@ -121,7 +123,12 @@ def _made(cube: Path, tag: str, attrs: Mapping[str, Any], kept: Mapping[str, Any
     kept = kept or _beside(cube, run_id)
     weights = str(attrs.get("outlook_weights_digest" if ahead else "weights_digest", ""))
     state = {name: str(value) for name, value in attrs.items() if name.startswith("observation_store_")}
-    return Made(run_id, tag, dict(kept.get("config", {})), dict(kept.get("inputs", {})), weights, state)
+    config, inputs, code = (
+        dict(kept.get("config", {})),
+        dict(kept.get("inputs", {})),
+        str(attrs.get("code_version", "")),
+    )
+    return Made(run_id, tag, config, inputs, weights, state, code)
 
 
 def _beside(cube: Path, run_id: str) -> dict[str, Any]:

@@ -24,9 +24,11 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from pipeline.errors import ConfigError
@@ -72,6 +74,8 @@ def utc_hour(value: object) -> datetime:
 
 def _four(value: object) -> object:
     """Let the environment say ``105 32 125 45`` or ``105,32,125,45``, and say plainly when it is not four numbers."""
+    if value is None:
+        return None
     edges = value.replace(",", " ").split() if isinstance(value, str) else value
     if not isinstance(edges, Sequence) or len(edges) != 4:
         raise ValueError(f"expected four numbers, west south east north; found {value!r}")
@@ -138,11 +142,15 @@ class RunConfig(BaseSettings):
     stream : ``interim`` estimates an hour from what came before it, ``final`` from the two days after it, too.
     outlook_hours : hours from `end` on to forecast from what came before `end`, as stream ``outlook``; 0 is none.
     bbox : (west, south, east, north), degrees; see `pipeline.grid.Grid`.
+    origin, size : instead of `bbox`, the lower left corner of the grid, (x, y) in units of `crs`, and the numbers of
+        its columns and rows, as a model's domain is given; see `pipeline.grid.Grid.from_corner`.
     resolution : cell size in units of `crs` (degrees for EPSG:4326).
     crs : coordinate reference system of the grid.
     out : folder the products go to.
     domain, version : name and version of the product, in file names.
     title : title of the product; None takes the general one.
+    attributes : global attributes of the product that say who stands for it (``creator_email``, ``publisher_name``
+        ...), in place of those of `pipeline.layout.GLOBAL_ATTRS`.
     truncated : whether an input file that ends early is an error or kept up to its last whole line.
     weights : checkpoint of the network; None is the one shipped.
     outlook_weights : checkpoint of the outlook network, read where `outlook_hours` is above 0; None is the one shipped.
@@ -159,7 +167,9 @@ class RunConfig(BaseSettings):
     end: Hour
     stream: Literal["interim", "final"] = "interim"
     outlook_hours: Annotated[int, Field(ge=0, le=OUTLOOK_HOURS, exclude_if=operator.not_)] = 0
-    bbox: Annotated[Bbox, NoDecode, BeforeValidator(_four)]
+    origin: Annotated[tuple[float, float] | None, Field(exclude_if=operator.not_)] = None
+    size: Annotated[tuple[int, int] | None, Field(exclude_if=operator.not_)] = None
+    bbox: Annotated[Bbox | None, NoDecode, BeforeValidator(_four), Field(validate_default=True)] = None
     resolution: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.1
     crs: str = "EPSG:4326"
     out: Path = DEFAULT_OUT
@@ -168,6 +178,7 @@ class RunConfig(BaseSettings):
         default_factory=lambda: distribution_version("aqnet-reanalysis")
     )
     title: str | None = None
+    attributes: Annotated[dict[str, str], Field(exclude_if=operator.not_)] = {}
     truncated: Literal["error", "keep"] = "error"
     weights: Path | None = None
     outlook_weights: Annotated[Path | None, Field(exclude_if=operator.not_)] = None
@@ -198,16 +209,37 @@ class RunConfig(BaseSettings):
             )
         return self
 
+    @field_validator("bbox")
+    @classmethod
+    def _some_grid(cls, value: Bbox | None, others: ValidationInfo) -> Bbox | None:
+        if value is None and not (others.data.get("origin") or others.data.get("size")):
+            raise PydanticCustomError("missing", "Field required")
+        return value
+
+    @field_validator("attributes")
+    @classmethod
+    def _not_what_a_run_finds(cls, value: dict[str, str]) -> dict[str, str]:
+        from pipeline.layout import OPERATOR_ATTRS
+
+        if wrong := sorted(set(value) - set(OPERATOR_ATTRS)):
+            raise ValueError(f"expected keys among {', '.join(OPERATOR_ATTRS)}; found {wrong[0]!r}")
+        return value
+
     @model_validator(mode="after")
     def _makes_a_grid(self) -> RunConfig:
         self.grid()
         return self
 
     def grid(self) -> Grid:
-        """Grid of the product; ConfigError where bbox, resolution and crs make none."""
+        """Grid of the product; ConfigError where bbox, or origin and size, with resolution and crs make none."""
         from pipeline.grid import Grid
 
-        return Grid(self.bbox, self.resolution, self.crs)
+        if self.bbox is not None and self.origin is None and self.size is None:
+            return Grid(self.bbox, self.resolution, self.crs)
+        if self.bbox is None and self.origin is not None and self.size is not None:
+            return Grid.from_corner(self.origin, self.size, self.resolution, self.crs)
+        given = ", ".join(name for name in ("bbox", "origin", "size") if getattr(self, name) is not None)
+        raise ConfigError(f"bbox, origin, size: expected bbox, or both origin and size; found {given}")
 
     def digest(self) -> str:
         """SHA-256 of everything here that can change a value, the same on every machine.
@@ -215,7 +247,7 @@ class RunConfig(BaseSettings):
         Of `input`, weights and covariates only the names count: `pipeline.provenance.lineage` digests what they hold.
         Without covariates, and without an outlook, it is what it was before there were any.
         """
-        values = self.model_dump(mode="json", exclude={"out", "covariates", "outlook_weights"})
+        values = self.model_dump(mode="json", exclude={"out", "covariates", "outlook_weights", "attributes"})
         if self.covariates:
             values["covariates"] = [c.model_dump(mode="json") | {"path": c.path.name} for c in self.covariates]
         files = ("input", "weights", "stations", *(("outlook_weights",) if self.outlook_hours else ()))

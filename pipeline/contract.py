@@ -50,6 +50,11 @@ class FieldSpec:
     dtype: str
     attrs: dict[str, object]
 
+    @property
+    def concentration(self) -> bool:
+        """Whether it holds PM2.5, at a height, rather than something about it."""
+        return self.attrs.get("units") == UNITS["pm2p5"]
+
     def dims(self, spatial: tuple[str, str] = ("lat", "lon")) -> tuple[str, ...]:
         """Dimensions of the variable; ``spatial`` is ``("y", "x")`` on a projected grid."""
         return ("time", *spatial) if self.gridded else ("time",)
@@ -95,7 +100,18 @@ FIELDS = (
             "flag_meanings": " ".join(STREAMS),
         },
     ),
-    FieldSpec("revision", False, "int32", {"long_name": "times the values of the hour were published", "units": "1"}),
+    FieldSpec(
+        "revision",
+        False,
+        "int32",
+        {
+            "long_name": "times the values of the hour were published",
+            "units": "1",
+            "flag_values": np.array([0, 1], dtype="int32"),
+            "flag_meanings": "never_published as_first_published",
+            "comment": "Above 1: published again with other values, one more each time.",
+        },
+    ),
     FieldSpec(
         "observation_count",
         False,

@@ -1,44 +1,88 @@
-"""Downloads cut from the published cube: monthly NetCDF-4 files, a plain Zarr folder and their checksums.
+"""Downloads cut from the published cube: NetCDF, plain Zarr, CSV and GeoTIFF, of hours, days or months.
 
 Everything is written beside its place and renamed, so that a file is there whole or not at all; nothing in a file
 depends on when or where it was exported, so that the same hours make the same bytes. Time flows through in blocks of
-24 hours: memory does not grow with the period. One process writes (threads crash the HDF5 library).
+24 hours, days or months: memory does not grow with the period.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
-from uuid import NAMESPACE_URL, uuid5
 
-import netCDF4
 import numpy as np
-import pandas as pd
 import xarray as xr
 import zarr
 from numpy.typing import NDArray
 
-from pipeline import outlook_fields
+from pipeline import aggregate, csvtable, geotiff, netcdf
 from pipeline.atomic import replacing
-from pipeline.contract import FIELD_NAMES, FIELDS, STREAMS, FieldSpec
+from pipeline.contract import STREAMS
 from pipeline.errors import ConfigError, ProductError
-from pipeline.grid import extent
-from pipeline.layout import BLOCK, CHUNK, FILL, TIME_ATTRS, Group, field_attrs, lay, plain, time_coverage, to_hours
+from pipeline.layout import FILL, Group, lay, plain, to_hours
+from pipeline.point_table import check_table_name, write_table
 from pipeline.provenance import digest_file
+from pipeline.series import Series, TrackingId, hourly, hours_of
+
+__all__ = [
+    "FREQUENCIES",
+    "Cut",
+    "check_table_name",
+    "export_files",
+    "export_means",
+    "export_netcdf",
+    "export_zarr",
+    "sha256sums",
+    "subset",
+    "write_table",
+]
 
 log = logging.getLogger("aqnet")
 
 Bbox = tuple[float, float, float, float]
+FREQUENCIES = ("hourly", "daily", "monthly")
 
-#: Global attributes that a reader wants to see first; history comes last.
-_FIRST = ("Conventions", "title", "summary", "id", "product_version", "revision", "tracking_id", "keywords")
 
-_MISSING: Any = netCDF4.default_fillvals["f4"]
-_NO_ID = f"urn:uuid:{uuid5(NAMESPACE_URL, '')}"
+@dataclass(frozen=True)
+class Cut:
+    """What is cut from a cube.
+
+    Attributes
+    ----------
+    stream : ``interim``, ``final`` or ``outlook``; any when None, which only hours can be of.
+    frequency : one of `FREQUENCIES`.
+    start, end : of hours, [start, end) in UTC; of daily or monthly means, all days or months that [start, end) touches,
+        in local time. The cube's own when None.
+    bbox : (west, south, east, north), degrees, see `subset`.
+    day_offset : hours that local time is ahead of UTC, of daily and monthly means.
+    """
+
+    stream: str | None = None
+    frequency: str = "hourly"
+    start: object = None
+    end: object = None
+    bbox: Bbox | None = None
+    day_offset: int = 0
+
+    def __post_init__(self) -> None:
+        if not -14 <= self.day_offset <= 14:
+            raise ConfigError(f"--day-offset: expected whole hours from -14 to 14; found {self.day_offset}")
+        if self.day_offset and self.frequency == "hourly":
+            raise ConfigError("--day-offset: expected with daily or monthly means; hours have none")
+        if self.stream is None and self.frequency != "hourly":
+            raise ConfigError("--stream: expected one stream, which daily and monthly means are of")
+
+    @property
+    def label(self) -> str:
+        """Frequency as in file names; days that are not UTC's say so."""
+        return self.frequency + (f"-utc{self.day_offset:+03d}" if self.day_offset else "")
+
+
+# ---- parts of a cube ----
 
 
 def subset(
@@ -59,7 +103,7 @@ def subset(
     ProductError
         When no hour or no cell is left.
     """
-    hours, produced = _hours(cube), cube["stream"].values
+    hours, produced = hours_of(cube), cube["stream"].values
     keep = produced != FILL["stream"] if stream is None else produced == STREAMS[stream]
     if start is not None:
         keep &= hours >= to_hours(start)
@@ -78,10 +122,6 @@ def _positions(keep: NDArray[np.bool_]) -> slice | NDArray[np.intp]:
     return slice(int(at[0]), int(at[-1]) + 1) if at[-1] - at[0] + 1 == len(at) else at
 
 
-def _hours(cube: xr.Dataset) -> NDArray[np.int64]:
-    return cube["time"].values.astype("datetime64[h]").astype("int64")
-
-
 def _window(cube: xr.Dataset, bbox: Bbox) -> dict[str, slice]:
     """Rows and columns around the cells with centres in ``bbox``."""
     west, south, east, north = bbox
@@ -97,6 +137,126 @@ def _window(cube: xr.Dataset, bbox: Bbox) -> dict[str, slice]:
     return window
 
 
+def _whole(cut: Cut) -> tuple[object, object]:
+    """First hour and the hour after the last of a cut, UTC: of means, those of whole days or months."""
+    if cut.frequency == "hourly":
+        return cut.start, cut.end
+    unit = {"daily": "D", "monthly": "M"}[cut.frequency]
+    edges: list[object] = [None, None]
+    if cut.start is not None:
+        edges[0] = _hour(to_hours(cut.start)).astype(f"M8[{unit}]").astype("M8[h]") - cut.day_offset
+    if cut.end is not None:
+        edges[1] = (_hour(to_hours(cut.end) - 1).astype(f"M8[{unit}]") + 1).astype("M8[h]") - cut.day_offset
+    return edges[0], edges[1]
+
+
+def _hour(hours: int) -> np.datetime64:
+    return np.datetime64(hours, "h")
+
+
+def _all_of(cube: xr.Dataset, cut: Cut) -> Series:
+    """Everything that is cut, as one series; ProductError where a mean has too few hours, or days."""
+    return next(_pieces(cube, cut, whole=True))
+
+
+def _pieces(cube: xr.Dataset, cut: Cut, whole: bool = False) -> Iterator[Series]:
+    """Series of a file each: a calendar month of hours or days, a calendar year of months; or one of all."""
+    part = subset(cube, cut.stream, *_whole(cut), cut.bbox)
+    if cut.frequency == "hourly":
+        months = part["time"].values.astype("M8[M]")
+        for month in [None] if whole else np.unique(months):
+            yield hourly(part if month is None else part.isel(time=_positions(months == month)))
+        return
+    days = aggregate.days(part, cut.day_offset)
+    found = days if cut.frequency == "daily" else aggregate.months(days)
+    if not found:
+        raise ProductError(_too_few(cut))
+    for group in [found] if whole else _by_file(found):
+        make: Callable[..., Series] = aggregate.daily if cut.frequency == "daily" else aggregate.monthly
+        yield make(part, group, cut.day_offset)
+
+
+def _by_file(found: Sequence[aggregate.Day] | Sequence[Sequence[aggregate.Day]]) -> list[Sequence[object]]:
+    """Days of a month, or months of a year, together."""
+    groups: dict[np.datetime64, list[object]] = {}
+    for period in found:
+        first, unit = (period, "M") if isinstance(period, aggregate.Day) else (period[0], "Y")
+        groups.setdefault(np.datetime64(first.number, "D").astype(f"M8[{unit}]"), []).append(period)
+    return list(groups.values())
+
+
+def _too_few(cut: Cut) -> str:
+    needed = f"a day with {aggregate.HOURS_NEEDED} {cut.stream} hours"
+    if cut.frequency == "monthly":
+        needed = f"a month with {needed} on {aggregate.DAYS_NEEDED:.0%} of its days"
+    return f"export: expected {needed} in {cut.start or '...'} to {cut.end or '...'}; the cube holds none"
+
+
+# ---- files ----
+
+
+def export_files(
+    cube: xr.Dataset,
+    out_dir: str | Path,
+    cut: Cut,
+    kind: str,
+    domain: str,
+    version: str,
+    variables: Sequence[str] = ("pm2p5",),
+) -> list[Path]:
+    """Write a cut as ``netcdf``, ``csv`` or ``geotiff``: a file a month of hours or days, a year of months.
+
+    Names are ``pm25_<domain>_aqnet_<stream>_v<version>_<frequency>_<first day>-<last day>``; of GeoTIFF, which has a
+    file for each of `variables`, ``_<variable>`` follows.
+
+    Returns
+    -------
+    The files, earliest first.
+
+    Raises
+    ------
+    ConfigError, ProductError
+        When there is no such variable; when the cube holds nothing of the kind.
+    """
+    out_dir = Path(out_dir)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    files = []
+    for series in _pieces(cube, cut):
+        stem = f"pm25_{domain}_aqnet_{cut.stream}_v{version}_{cut.label}_{_dates(series, cut)}"
+        files += [
+            _write(series, out_dir / name, write) for name, write in _writers(series, kind, stem, version, variables)
+        ]
+    return files
+
+
+def _dates(series: Series, cut: Cut) -> str:
+    local = np.array([series.bounds[0, 0], series.bounds[-1, 1] - 1]) + cut.day_offset
+    return "-".join(str(day).replace("-", "") for day in local.astype("M8[h]").astype("M8[D]"))
+
+
+def _writers(
+    series: Series, kind: str, stem: str, version: str, variables: Sequence[str]
+) -> Iterator[tuple[str, Callable[[Series, Path], None]]]:
+    """Name of each file and what writes it."""
+    if kind == "netcdf":
+        yield f"{stem}.nc", partial(netcdf.write, own={"id": stem, "product_version": version})
+    elif kind == "csv":
+        yield f"{stem}.csv", csvtable.write
+    else:
+        if wrong := [name for name in variables if name not in geotiff.gridded(series)]:
+            known = ", ".join(geotiff.gridded(series))
+            raise ConfigError(f"--variable: expected one of {known}; found {wrong[0]!r}")
+        for name in variables:
+            yield f"{stem}_{name}.tif", partial(geotiff.write, variable=name)
+
+
+def _write(series: Series, target: Path, write: Callable[[Series, Path], None]) -> Path:
+    with replacing(target) as path:
+        write(series, path)
+    log.info("wrote %s", target)
+    return target
+
+
 def export_netcdf(
     cube: xr.Dataset,
     out_dir: str | Path,
@@ -108,107 +268,28 @@ def export_netcdf(
     end: object = None,
     bbox: Bbox | None = None,
 ) -> list[Path]:
-    """Write one NetCDF-4 file a calendar month of the hours that ``stream`` produced.
+    """Write one NetCDF-4 file a calendar month of the hours that ``stream`` produced; see `export_files`."""
+    return export_files(cube, out_dir, Cut(stream, "hourly", start, end, bbox), "netcdf", domain, version)
 
-    Names are ``pm25_<domain>_aqnet_<stream>_v<version>_hourly_<first day>-<last day>.nc``. Deflate level 4 with
-    shuffle: CDO, NCO and GDAL read no other codec everywhere. See `subset` for the arguments it takes.
+
+def export_means(
+    cube: xr.Dataset, out_dir: str | Path, domain: str, stream: str, version: str, *, start: object, end: object
+) -> dict[str, Path]:
+    """Write NetCDF of the daily and monthly means of all UTC days and months that [start, end) touches.
 
     Returns
     -------
-    The files, earliest first.
+    ``daily <month>`` and ``monthly <year>`` -> file; only what has hours and days enough.
     """
-    part = subset(cube, stream, start, end, bbox)
-    out_dir = Path(out_dir)
-    out_dir.mkdir(parents=True, exist_ok=True)
-    months = part["time"].values.astype("datetime64[M]")
-    files = []
-    for month in np.unique(months):
-        piece = part.isel(time=_positions(months == month))
-        first, last = (str(day).replace("-", "") for day in piece["time"].values[[0, -1]].astype("datetime64[D]"))
-        name = f"pm25_{domain}_aqnet_{stream}_v{version}_hourly_{first}-{last}.nc"
-        with replacing(out_dir / name) as path:
-            own = {"id": name.removesuffix(".nc"), "product_version": version}
-            _write_netcdf(outlook_fields.issued(piece), path, own)
-        files.append(out_dir / name)
-        log.info("wrote %s", out_dir / name)
+    files: dict[str, Path] = {}
+    for frequency, digits in (("daily", 6), ("monthly", 4)):
+        try:
+            found = export_files(cube, out_dir, Cut(stream, frequency, start, end), "netcdf", domain, version)
+        except ProductError as reason:
+            log.info("no %s means: %s", frequency, reason)
+            continue
+        files |= {f"{frequency} {path.stem.split('_')[-1][:digits]}": path for path in found}
     return files
-
-
-def _attrs(cube: xr.Dataset, own: Mapping[str, str]) -> dict[str, Any]:
-    """Global attributes of a download: the cube's, with the extent, period and identifier of this part of it."""
-    found = {**outlook_fields.describe(cube), **extent(cube), **time_coverage(_hours(cube))}
-    attrs = {**found, "tracking_id": _NO_ID, **own}
-    order = {name: place for place, name in enumerate(_FIRST)} | {"history": len(attrs)}
-    return {name: attrs[name] for name in sorted(attrs, key=lambda name: order.get(name, len(_FIRST)))}
-
-
-def _blocks(cube: xr.Dataset) -> Iterator[tuple[slice, dict[str, NDArray[Any]]]]:
-    """Place along time and values of every field, 24 hours at a time."""
-    for first in range(0, cube.sizes["time"], BLOCK):
-        at = slice(first, min(first + BLOCK, cube.sizes["time"]))
-        yield at, {name: cube[name].isel(time=at).values for name in FIELD_NAMES}
-
-
-def _write_netcdf(cube: xr.Dataset, path: Path, own: Mapping[str, str]) -> None:
-    with netCDF4.Dataset(path, "w", format="NETCDF4") as file:
-        file.setncatts(_attrs(cube, own))
-        _lay_netcdf(file, cube)
-        file.tracking_id = _write_blocks(cube, file.variables, missing=_MISSING)
-
-
-def _write_blocks(cube: xr.Dataset, arrays: Mapping[str, Any] | Group, missing: float = np.nan) -> str:
-    """Stream every field, NaN as ``missing``; return a UUID of all values, times and places."""
-    digest = hashlib.sha256(_hours(cube).tobytes())
-    for name in ("lat", "lon"):
-        digest.update(cube[name].values.tobytes())
-    for at, values in _blocks(cube):
-        for name, array in values.items():
-            arrays[name][at] = np.where(np.isnan(array), missing, array) if array.dtype.kind == "f" else array
-            digest.update(np.ascontiguousarray(array).data)
-    return f"urn:uuid:{uuid5(NAMESPACE_URL, digest.hexdigest())}"
-
-
-def _lay_netcdf(file: netCDF4.Dataset, cube: xr.Dataset) -> None:
-    """Define dimensions and variables (time unlimited) and write the coordinates."""
-    spatial = ("y", "x") if "y" in cube.dims else ("lat", "lon")
-    static = cube.coords.to_dataset().drop_dims("time")
-    for name in ("time", *spatial, *sorted({*map(str, static.sizes), "bnds"} - {*spatial})):
-        file.createDimension(name, None if name == "time" else cube.sizes.get(name, 2))
-    hours = _hours(cube)
-    _define(file, "time", ("time",), "f8", TIME_ATTRS, chunks=(744,))[:] = hours
-    _define(file, "time_bnds", ("time", "bnds"), "f8", {}, chunks=(744, 2))[:] = np.stack([hours, hours + 1], axis=-1)
-    for key, variable in sorted(static.variables.items()):  # Zarr lists them as they happen to arrive
-        _define(file, str(key), variable.dims, variable.dtype, variable.attrs)[...] = variable.values
-    for spec in FIELDS:
-        _define_field(file, spec, spatial)
-
-
-def _define_field(file: netCDF4.Dataset, spec: FieldSpec, spatial: tuple[str, str]) -> None:
-    """A field, in chunks of a day by 64 x 64 cells: a fair price for maps and for series."""
-    chunks = (BLOCK, *(min(CHUNK, len(file.dimensions[name])) for name in spatial)) if spec.gridded else (744,)
-    fill = _MISSING if spec.dtype == "float32" else False
-    attrs = field_attrs(spec, spatial)
-    if outlook_fields.ISSUE_TIME in file.variables:
-        attrs["coordinates"] = " ".join(filter(None, [attrs.get("coordinates"), outlook_fields.ISSUE_TIME]))
-    _define(file, spec.name, spec.dims(spatial), spec.dtype, attrs, chunks, fill)
-
-
-def _define(
-    file: netCDF4.Dataset,
-    name: str,
-    dims: tuple[Any, ...],
-    dtype: np.typing.DTypeLike,
-    attrs: Mapping[str, object],
-    chunks: tuple[int, ...] | None = None,
-    fill: float | bool = False,
-) -> Any:
-    """One variable; ``fill`` False leaves it without ``_FillValue``."""
-    packed = {"zlib": True, "complevel": 4, "shuffle": True} if len(dims) > 1 else {}
-    native = np.dtype(dtype).newbyteorder("=")
-    create: Any = file.createVariable  # its overloads tell each dtype apart
-    variable = create(name, native, dims, chunksizes=chunks, fill_value=fill, **packed)
-    variable.setncatts(attrs)
-    return variable
 
 
 def export_zarr(
@@ -218,8 +299,9 @@ def export_zarr(
     start: object = None,
     end: object = None,
     bbox: Bbox | None = None,
+    cut: Cut | None = None,
 ) -> Path:
-    """Write the produced hours as a plain Zarr v3 folder with consolidated metadata; see `subset` for the arguments.
+    """Write produced hours, of all streams, or any `cut` as a plain Zarr v3 folder with consolidated metadata.
 
     The folder takes its place whole; a Zarr that was there is renamed away just before.
 
@@ -228,18 +310,26 @@ def export_zarr(
     ConfigError
         When something other than a Zarr is there.
     """
-    part, path = subset(cube, None, start, end, bbox), Path(path)
+    series, path = _all_of(cube, cut or Cut(None, "hourly", start, end, bbox)), Path(path)
     if path.exists() and not (path / "zarr.json").is_file():
         raise ConfigError(f"{path}: expected nothing there or a Zarr to replace; found something else, left as it is")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as folder:
-        group = zarr.open_group(folder, mode="w")
-        lay(group, part.coords.to_dataset().drop_dims("time"), _hours(part))
-        group.attrs.update(plain(_attrs(part, {"id": path.stem})))
-        group.attrs["tracking_id"] = _write_blocks(part, group)
-        _consolidate(folder)
-    log.info("wrote %s", path)
-    return path
+    return _write(series, path, partial(_write_zarr, name=path.stem))
+
+
+def _write_zarr(series: Series, folder: Path, name: str) -> None:
+    group: Group = zarr.open_group(folder, mode="w")
+    tracking = TrackingId(series)
+    lay(group, series.coords, series.bounds, series.fields, series.time_attrs)
+    group.attrs.update(plain(series.global_attrs({"id": name})))
+    for spec in series.fields:
+        group[spec.name].attrs.put(plain(series.field_attrs(spec)))
+    for at, values in series.placed():
+        for field, array in values.items():
+            group[field][at] = array
+            tracking.update(array)
+    group.attrs["tracking_id"] = str(tracking)
+    _consolidate(folder)
 
 
 def _consolidate(folder: Path) -> None:
@@ -248,49 +338,6 @@ def _consolidate(folder: Path) -> None:
     root = json.loads((folder / "zarr.json").read_text())
     root["consolidated_metadata"] = {"kind": "inline", "must_understand": False, "metadata": arrays}
     (folder / "zarr.json").write_text(json.dumps(root, indent=2))
-
-
-def check_table_name(path: Path) -> Path:
-    """Return `path` if `write_table` can write it; ConfigError otherwise."""
-    if path.suffix not in (".csv", ".parquet", ".nc"):
-        raise ConfigError(f"{path}: expected a name that ends in .csv, .parquet or .nc")
-    return path
-
-
-def write_table(table: pd.DataFrame, path: str | Path) -> Path:
-    """Write estimates at points as ``.csv``, ``.parquet`` or ``.nc`` (dims time, station), whole or not at all.
-
-    Parameters
-    ----------
-    table : columns ``time`` (hour starts, UTC), ``station`` and any of the cube's fields; one row an hour and station.
-
-    Raises
-    ------
-    ConfigError
-        When the name ends otherwise.
-    """
-    path = check_table_name(Path(path))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as part:
-        if path.suffix == ".csv":
-            table.to_csv(part, index=False, date_format="%Y-%m-%dT%H:%M:%S")
-        elif path.suffix == ".parquet":
-            table.to_parquet(part, index=False)
-        else:
-            _as_dataset(table).to_netcdf(part, engine="netcdf4")
-    return path
-
-
-def _as_dataset(table: pd.DataFrame) -> xr.Dataset:
-    """Reshape a table of hours and stations to (time, station), stations in the table's order, with CF attributes."""
-    data = table.set_index(["time", "station"]).to_xarray().sel(station=table["station"].unique())
-    for spec in FIELDS:
-        if spec.name in data:
-            data[spec.name].attrs = dict(spec.attrs)
-    data["time"].attrs = {name: TIME_ATTRS[name] for name in ("standard_name", "long_name", "units_metadata", "axis")}
-    data["time"].encoding = {"units": TIME_ATTRS["units"], "calendar": TIME_ATTRS["calendar"], "dtype": "int32"}
-    data["station"].attrs = {"long_name": "identifier of the point", "cf_role": "timeseries_id"}
-    return data.assign_attrs(Conventions="CF-1.11", featureType="timeSeries", title="PM2.5 at points, AQ-Net")
 
 
 def sha256sums(out_dir: str | Path) -> Path:

@@ -18,8 +18,9 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 from pyproj import CRS, Proj, Transformer
-from pyproj.exceptions import CRSError
 
+from pipeline import crs as crs_of
+from pipeline.crs import GEOGRAPHIC
 from pipeline.errors import ConfigError
 
 Float = NDArray[np.float64]
@@ -131,10 +132,12 @@ class Grid:
     Attributes
     ----------
     bbox : (west, south, east, north) in degrees. On a geographic CRS these are the centres of the outermost cells;
-        west > east crosses the dateline (170 .. -170 reads as 170 .. 190). On a projected CRS it is the area to
-        cover: the grid is its projected bounding box, widened so that centres are multiples of `resolution`.
-    resolution : cell size in the CRS' units, degrees or metres.
-    crs : anything pyproj takes.
+        west > east crosses the dateline (170 .. -170 reads as 170 .. 190). On another CRS it is the area to
+        cover: the grid is its bounding box there, widened so that centres are multiples of `resolution`.
+    resolution : cell size in the CRS' units: degrees, metres ...
+    crs : anything pyproj takes: latitude and longitude, a rotated pole, or any projection.
+    lattice : (x, y, columns, rows), the lower left corner of the lower left cell in CRS units and the numbers of cells,
+        where they are given (`from_corner`); `bbox` is then the box around them.
 
     Raises
     ------
@@ -145,6 +148,31 @@ class Grid:
     bbox: tuple[float, float, float, float]
     resolution: float = 0.1
     crs: str = "EPSG:4326"
+    lattice: tuple[float, float, int, int] | None = None
+
+    @classmethod
+    def from_corner(cls, origin: tuple[float, float], size: tuple[int, int], resolution: float, crs: str) -> Grid:
+        """Make the grid of a model's domain, as CMAQ's GRIDDESC or WRF give it.
+
+        Parameters
+        ----------
+        origin : (x, y) of the lower left corner of the lower left cell, CRS units (XORIG, YORIG). A WRF domain that is
+            centred on the projection's origin begins at minus half its width and height.
+        size : (columns, rows) of cells (NCOLS, NROWS; e_we - 1, e_sn - 1).
+        resolution : edge of a cell, CRS units (XCELL = YCELL; dx = dy).
+        crs : the domain's projection; both models are on a sphere, ``+R=6370000``.
+
+        Raises
+        ------
+        ConfigError
+            When they make no grid.
+        """
+        if not (np.isfinite(origin).all() and min(size) > 0):
+            raise ConfigError(f"origin, size: expected a corner and numbers of cells above 0; found {origin}, {size}")
+        if not 0 < resolution < np.inf:
+            raise ConfigError(f"resolution: expected a number above 0; found {resolution}")
+        lattice = (float(origin[0]), float(origin[1]), int(size[0]), int(size[1]))
+        return cls(crs_of.box_around(lattice, resolution, crs_of.parse(crs)), resolution, crs, lattice)
 
     def __post_init__(self) -> None:
         if len(self.bbox) != 4:
@@ -152,7 +180,6 @@ class Grid:
         west, south, east, north = (float(edge) for edge in self.bbox)
         object.__setattr__(self, "bbox", (west, south, east + 360 * (west > east), north))
         self._check_bbox()
-        self._check_crs()
         self._check_size()
 
     def _check_bbox(self) -> None:
@@ -164,15 +191,6 @@ class Grid:
         if not 0 < self.resolution < np.inf:
             raise ConfigError(f"resolution: expected a number above 0; found {self.resolution}")
 
-    def _check_crs(self) -> None:
-        try:
-            crs = self._crs
-        except CRSError as error:
-            raise ConfigError(f"crs: expected a CRS that PROJ knows (EPSG:4326, say); found {self.crs!r}") from error
-        in_metres = crs.is_projected and crs.axis_info[0].unit_name in ("metre", "meter")
-        if not in_metres and (crs.is_derived or not crs.is_geographic):
-            raise ConfigError(f"crs: expected latitude and longitude or a projection in metres; found {self.crs!r}")
-
     def _check_size(self) -> None:
         low_x, low_y, high_x, high_y = self._extent
         cells = ((high_x - low_x) / self.resolution + 1) * ((high_y - low_y) / self.resolution + 1)
@@ -183,12 +201,19 @@ class Grid:
 
     @cached_property
     def _crs(self) -> CRS:
-        return CRS.from_user_input(self.crs)
+        return crs_of.parse(self.crs)
 
     @property
     def projected(self) -> bool:
-        """Whether the rows and columns are metres (``y``, ``x``) rather than degrees (``lat``, ``lon``)."""
-        return not self._crs.is_geographic
+        """Whether rows and columns are those of a projection or rotated pole (``y``, ``x``), not ``lat``, ``lon``."""
+        return not self._crs.is_geographic or crs_of.is_rotated(self._crs)
+
+    @property
+    def _degree(self) -> float:
+        """How many units of the CRS a degree of latitude is."""
+        if self._crs.is_geographic:
+            return 1.0
+        return 1000 * KM_PER_DEGREE / crs_of.unit(self._crs)
 
     @property
     def spatial(self) -> tuple[str, str]:
@@ -202,6 +227,10 @@ class Grid:
     @cached_property
     def _extent(self) -> tuple[float, float, float, float]:
         """First and last centres (x, y, x, y) in CRS units."""
+        if self.lattice:
+            left, bottom, columns, rows = self.lattice
+            x, y = left + self.resolution / 2, bottom + self.resolution / 2
+            return x, y, x + self.resolution * (columns - 1), y + self.resolution * (rows - 1)
         if not self.projected:
             return self.bbox
         west, south, east, north = self.bbox
@@ -215,12 +244,12 @@ class Grid:
 
     @cached_property
     def y(self) -> Float:
-        """Row centres, ascending, (rows,), degrees north or metres."""
+        """Row centres, ascending, (rows,), degrees north or CRS units."""
         return _axis(self._extent[1], self._extent[3], self.resolution)
 
     @cached_property
     def x(self) -> Float:
-        """Column centres, ascending, (columns,), degrees east or metres."""
+        """Column centres, ascending, (columns,), degrees east or CRS units."""
         return _axis(self._extent[0], self._extent[2], self.resolution)
 
     @property
@@ -273,12 +302,12 @@ class Grid:
     def cell_area(self) -> Float:
         """Area of every cell on the ellipsoid of the CRS, (rows, columns), m2.
 
-        Between meridians and parallels by the authalic formula, exact (Snyder 1987, USGS PP 1395, eq. 3-12); on a
-        projected grid the square divided by the areal scale at its centre.
+        Between meridians and parallels by the authalic formula, exact (Snyder 1987, USGS PP 1395, eq. 3-12; with a
+        rotated pole on a sphere only); on a projection the square divided by the areal scale at its centre.
         """
-        if self.projected:
+        if not self._crs.is_geographic:
             scale: Any = Proj(self._crs).get_factors(*self.lon_lat()).areal_scale
-            return np.divide(self.resolution**2, scale)
+            return np.divide((self.resolution * crs_of.unit(self._crs)) ** 2, scale)
         (south, north), (west, east) = (edges.T for edges in self.bounds)
         band = _zone_area(north, self._crs) - _zone_area(south, self._crs)
         return np.outer(band, np.radians(east - west))
@@ -286,8 +315,7 @@ class Grid:
     @cached_property
     def land_fraction(self) -> NDArray[np.float32]:
         """Share of land and lakes in every cell, (rows, columns), sampled at least every 1.25' of latitude."""
-        per_unit = _MASK_PER_DEGREE / (1000 * KM_PER_DEGREE if self.projected else 1)
-        count = max(1, int(np.ceil(self.resolution * per_unit - 1e-6)))
+        count = max(1, int(np.ceil(self.resolution / self._degree * _MASK_PER_DEGREE - 1e-6)))
         offsets = ((np.arange(count) + 0.5) / count - 0.5) * self.resolution
         total = np.zeros(self.shape, "float32")
         for dy in offsets:
@@ -305,13 +333,13 @@ class Grid:
 
     def coords(self) -> xr.Dataset:
         """CF coordinates, their bounds and the grid mapping ``crs``; nothing has a fill value."""
-        names, units = self.spatial, "m" if self.projected else None
         coords: dict[str, tuple[tuple[str, ...], object, dict[str, object]]] = {}
-        for name, axis, edges, direction in zip(names, (self.y, self.x), self.bounds, ("Y", "X"), strict=True):
-            attrs = _PROJECTION[name] if units else _GEOGRAPHIC[name]
+        for name, axis, edges, direction in zip(self.spatial, (self.y, self.x), self.bounds, ("Y", "X"), strict=True):
+            attrs = crs_of.axis_attrs(self._crs, name)
             coords[name] = ((name,), axis, {**attrs, "axis": direction, "bounds": f"{name}_bnds"})
             coords[f"{name}_bnds"] = ((name, "bnds"), edges, {})
-        coords["crs"] = ((), np.int32(0), self._crs.to_cf())
+        coords["crs"] = ((), np.int32(0), crs_of.grid_mapping(self._crs))
+        coords["height"] = ((), np.float64(HEIGHT), _HEIGHT_ATTRS)
         return xr.Dataset(coords=coords | (self._auxiliary() if self.projected else {}))
 
     def _auxiliary(self) -> dict[str, tuple[tuple[str, ...], object, dict[str, object]]]:
@@ -321,18 +349,21 @@ class Grid:
         edges = [self._degrees(*np.meshgrid(self.x + dx, self.y + dy)) for dx, dy in corners]
         coords: dict[str, tuple[tuple[str, ...], object, dict[str, object]]] = {}
         for k, name in enumerate(("lon", "lat")):
-            coords[name] = (self.spatial, self.lon_lat()[k], {**_GEOGRAPHIC[name], "bounds": f"{name}_bnds"})
+            coords[name] = (self.spatial, self.lon_lat()[k], {**GEOGRAPHIC[name], "bounds": f"{name}_bnds"})
             coords[f"{name}_bnds"] = ((*self.spatial, "corners"), np.stack([edge[k] for edge in edges], axis=-1), {})
         return coords
 
 
-_GEOGRAPHIC = {
-    "lat": {"standard_name": "latitude", "long_name": "latitude", "units": "degrees_north"},
-    "lon": {"standard_name": "longitude", "long_name": "longitude", "units": "degrees_east"},
-}
-_PROJECTION = {
-    "y": {"standard_name": "projection_y_coordinate", "long_name": "y of the projection", "units": "m"},
-    "x": {"standard_name": "projection_x_coordinate", "long_name": "x of the projection", "units": "m"},
+#: Nominal height of an observation above the ground, m: station inlets are at 1.5 to 4 m by the rules of the EU, at
+#: 2 to 15 m by those of the US EPA, at 3 to 20 m by those of China.
+HEIGHT = 3.0
+
+_HEIGHT_ATTRS: dict[str, object] = {
+    "standard_name": "height",
+    "long_name": "nominal height of the stations' inlets above the ground",
+    "units": "m",
+    "positive": "up",
+    "axis": "Z",
 }
 
 

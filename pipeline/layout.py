@@ -5,7 +5,7 @@ The cube of record (`pipeline.write`) and its plain Zarr export (`pipeline.expor
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,9 @@ import xarray as xr
 from numpy.typing import NDArray
 from zarr.codecs import BloscCodec
 
+from pipeline import geozarr
 from pipeline.contract import FIELDS, TIME_UNITS, FieldSpec
+from pipeline.grid import HEIGHT
 
 #: A `zarr.Group` of arrays; ``Any`` because zarr types what a group holds as array, group or scalar at once.
 Group = Any
@@ -25,6 +27,9 @@ SHARD_CHUNKS = 8
 
 #: What an hour that was never produced holds; every other field is NaN there.
 FILL = {"quality_flag": 255, "stream": -1, "revision": 0, "observation_count": -1}
+
+#: The standard name table that names are taken from: the one that compliance-checker 6.1 brings along.
+STANDARD_NAMES_VERSION = 93
 
 TIME_ATTRS = {
     "standard_name": "time",
@@ -47,6 +52,7 @@ _ANCILLARY = {
 _MORE: dict[str, dict[str, str]] = {
     "quality_flag": {"coverage_content_type": "qualityInformation"},
     "stream": {"standard_name": "status_flag"},
+    "revision": {"standard_name": "status_flag"},  # "an indication of ... other status of another data variable"
     "observation_count": {"standard_name": "number_of_observations"},
 }
 
@@ -58,7 +64,7 @@ GLOBAL_ATTRS = {
     "distance to the nearest observation and a quality flag.",
     "keywords": "EARTH SCIENCE > ATMOSPHERE > AIR QUALITY > PARTICULATES, PM2.5, reanalysis",
     "keywords_vocabulary": "GCMD Science Keywords",
-    "standard_name_vocabulary": "CF Standard Name Table v86",
+    "standard_name_vocabulary": f"CF Standard Name Table v{STANDARD_NAMES_VERSION}",
     "source": "AQ-Net analysis of hourly station observations",
     "processing_level": "gridded analysis of quality-controlled station observations",
     "cdm_data_type": "Grid",
@@ -69,7 +75,45 @@ GLOBAL_ATTRS = {
     "creator_type": "group",
     "institution": "aqnet-reanalysis",
     "project": "aqnet-reanalysis",
+    "acknowledgement": "Made from the observations of air-quality networks; the lineage file names every input.",
+    # Whoever runs the pipeline says who they are (`RunConfig.attributes`); until then, names that can be no one's:
+    # RFC 2606 keeps .example free.
+    "naming_authority": "example.aqnet-reanalysis",
+    "creator_url": "https://aqnet-reanalysis.example",
+    "creator_email": "contact@aqnet-reanalysis.example",
+    "publisher_name": "aqnet-reanalysis developers",
+    "publisher_type": "group",
+    "publisher_url": "https://aqnet-reanalysis.example",
+    "publisher_email": "contact@aqnet-reanalysis.example",
+    "geospatial_vertical_min": HEIGHT,
+    "geospatial_vertical_max": HEIGHT,
+    "geospatial_vertical_units": "m",
+    "geospatial_vertical_positive": "up",
+    "geospatial_bounds_vertical_crs": "height above ground, which has no EPSG code; geospatial_bounds is 2-D",
 }
+
+#: Global attributes (ACDD-1.3) that say who stands for a product: what whoever runs the pipeline may set.
+OPERATOR_ATTRS = (
+    "acknowledgement",
+    "contributor_name",
+    "contributor_role",
+    "creator_email",
+    "creator_institution",
+    "creator_name",
+    "creator_type",
+    "creator_url",
+    "institution",
+    "license",
+    "metadata_link",
+    "naming_authority",
+    "program",
+    "project",
+    "publisher_email",
+    "publisher_institution",
+    "publisher_name",
+    "publisher_type",
+    "publisher_url",
+)
 
 
 def to_hours(time: object) -> int:
@@ -81,13 +125,14 @@ def to_hours(time: object) -> int:
 def field_attrs(spec: FieldSpec, spatial: tuple[str, str]) -> dict[str, Any]:
     """CF attributes of a cube variable: the contract's, plus its links to the variables that explain it."""
     attrs = {**spec.attrs, **_MORE.get(spec.name, {})}
-    attrs.setdefault("coverage_content_type", "modelResult" if spec.name in _ANCILLARY else "auxiliaryInformation")
-    if spec.name in _ANCILLARY:
+    attrs.setdefault("coverage_content_type", "modelResult" if spec.concentration else "auxiliaryInformation")
+    if "ancillary_variables" not in attrs and spec.name in _ANCILLARY:
         attrs["ancillary_variables"] = _ANCILLARY[spec.name]
     if spec.gridded:
         attrs["grid_mapping"] = "crs"
-        if spatial == ("y", "x"):
-            attrs["coordinates"] = "lat lon"
+        places = ["lat", "lon"] if spatial == ("y", "x") else []
+        if coordinates := " ".join([*places, *(["height"] if spec.concentration else [])]):
+            attrs["coordinates"] = coordinates
     return attrs
 
 
@@ -102,15 +147,31 @@ def time_coverage(hours: NDArray[np.int64]) -> dict[str, str]:
     }
 
 
-def lay(group: Group, coords: xr.Dataset, hours: NDArray[np.int64]) -> None:
-    """Lay the empty cube: coordinates of the grid, the hours, and every field at its fill value."""
+def lay(
+    group: Group,
+    coords: xr.Dataset,
+    hours: NDArray[np.int64],
+    fields: Sequence[FieldSpec] = FIELDS,
+    time_attrs: Mapping[str, str] = TIME_ATTRS,
+) -> None:
+    """Lay the empty cube: coordinates of the grid, the hours, and every field at its fill value.
+
+    Parameters
+    ----------
+    group : an empty group.
+    coords : from `pipeline.grid.Grid.coords`.
+    hours : (T,) starts of hours, or (T, 2) both ends of longer periods, hours since 1970-01-01.
+    fields : what to lay; the cube's by default.
+    time_attrs : attributes of ``time``.
+    """
     spatial = ("y", "x") if "y" in coords.dims else ("lat", "lon")
+    group.attrs.update(geozarr.attrs(coords))
     for name, variable in coords.variables.items():
         _create(group, str(name), variable.dims, variable.shape, variable.dtype, variable.attrs)[...] = variable.values
     shape = tuple(coords.sizes[name] for name in spatial)
-    _create(group, "time", ("time",), (0,), "int64", TIME_ATTRS)
+    _create(group, "time", ("time",), (0,), "int64", time_attrs)
     _create(group, "time_bnds", ("time", "bnds"), (0, 2), "int64", {})
-    for spec in FIELDS:
+    for spec in fields:
         size = (0, *shape) if spec.gridded else (0,)
         _create(group, spec.name, spec.dims(spatial), size, spec.dtype, field_attrs(spec, spatial), FILL.get(spec.name))
     extend(group, hours)
@@ -148,15 +209,24 @@ def _codec() -> BloscCodec:
 
 
 def plain(attrs: Mapping[str, object]) -> dict[str, Any]:
-    """Attributes as JSON can hold them."""
-    numpy = (np.ndarray, np.generic)
-    return {name: value.tolist() if isinstance(value, numpy) else value for name, value in attrs.items()}
+    """Attributes as JSON holds them: they come back from Zarr equal to this."""
+    return {name: _plain(value) for name, value in attrs.items()}
+
+
+def _plain(value: object) -> Any:
+    if isinstance(value, (np.ndarray, np.generic)):
+        return value.tolist()
+    return list(value) if isinstance(value, tuple) else value
 
 
 def extend(group: Group, hours: NDArray[np.int64]) -> None:
-    """Give every variable with a time dimension the length of ``hours`` and write the time axis; never shortens."""
+    """Give every variable with a time dimension the length of ``hours`` and write the time axis; never shortens.
+
+    See `lay` for ``hours``.
+    """
+    bounds = hours if hours.ndim == 2 else np.stack([hours, hours + 1], axis=-1)
     for _, array in group.arrays():
         if (array.metadata.dimension_names or ("",))[0] == "time":
             array.resize((len(hours), *array.shape[1:]))
-    group["time"][:] = hours
-    group["time_bnds"][:] = np.stack([hours, hours + 1], axis=-1)
+    group["time"][:] = bounds[:, 0]
+    group["time_bnds"][:] = bounds

@@ -20,6 +20,7 @@ from pipeline import export, layout, write
 from pipeline.contract import FIELDS
 from pipeline.errors import ConfigError, ProductError
 from pipeline.grid import Grid
+from pipeline.series import Series, hourly
 
 END_OF_JANUARY = layout.to_hours("2019-01-30T06")
 
@@ -168,7 +169,7 @@ def test_a_failure_leaves_the_file_that_was_there(
 ) -> None:
     (file, *_) = export.export_netcdf(cube, tmp_path, "shandong", "interim", "0.1.0")
     before = file.read_bytes(), sorted(tmp_path.iterdir())
-    monkeypatch.setattr(export, "_write_blocks", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(Series, "placed", lambda _: iter([1 / 0]))
     with pytest.raises(ZeroDivisionError):
         export.export_netcdf(cube, tmp_path, "shandong", "interim", "0.1.0")
     with pytest.raises(ZeroDivisionError):
@@ -215,6 +216,7 @@ from pathlib import Path
 from test_write import NEW_YEAR, make_block
 from pipeline import export, layout, write
 from pipeline.grid import Grid
+from pipeline.series import Series, hourly
 
 grid, out = Grid((110, 33, 116.3, 39.3), 0.1), Path(sys.argv[1])
 block = make_block(NEW_YEAR, grid=grid)
@@ -257,7 +259,7 @@ def test_estimates_at_points_come_back(tmp_path: Path, suffix: str) -> None:
             assert opened["pm2p5"].attrs["units"] == "ug m-3"
             assert opened["time"].encoding["units"] == "hours since 1970-01-01"
             assert opened["station"].values.tolist() == ["b", "a"]
-            found = opened.to_dataframe().reset_index()
+            found = opened[["station", "pm2p5"]].to_dataframe(["time", "point"]).reset_index()[list(table)]
     pd.testing.assert_frame_equal(found, table, check_dtype=False)
 
 
@@ -267,10 +269,9 @@ def test_a_table_of_another_kind_is_refused(tmp_path: Path) -> None:
 
 
 def test_blocks_are_read_a_day_at_a_time(cube: xr.Dataset) -> None:
-    part = export.subset(cube)
-    sizes = [at.stop - at.start for at, _ in export._blocks(part)]
-    assert sizes == [24, 24, 24]
+    blocks = list(hourly(export.subset(cube)).placed())
+    assert [at.stop - at.start for at, _ in blocks] == [24, 24, 24]
     np.testing.assert_array_equal(
-        np.concatenate([values["pm2p5"] for _, values in export._blocks(part)])[:18],
+        np.concatenate([values["pm2p5"] for _, values in blocks])[:18],
         write.bitround(make_block(END_OF_JANUARY, 18)["pm2p5"].values),
     )

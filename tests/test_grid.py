@@ -200,9 +200,120 @@ def test_lambert_land_agrees_with_the_degree_grid() -> None:
     assert lambert.land[inside].mean() == pytest.approx(share[0], abs=0.01)
 
 
+# ---- grids of models ----
+
+
+def snyder_lambert(x: np.ndarray, y: np.ndarray, parallels: tuple, origin: tuple, radius: float) -> tuple:
+    """Longitude and latitude on a sphere: Snyder 1987, USGS PP 1395, eq. 15-1 to 15-11, written out."""
+    one, two, middle = np.radians([*parallels, origin[1]])
+
+    def tangent(lat: float) -> float:
+        return np.tan(np.pi / 4 + lat / 2)
+
+    n = np.log(np.cos(one) / np.cos(two)) / np.log(tangent(two) / tangent(one))
+    f = np.cos(one) * tangent(one) ** n / n
+    rho_0 = radius * f / tangent(middle) ** n
+    rho, theta = np.hypot(x, rho_0 - y), np.arctan2(x, rho_0 - y)
+    lat = 2 * np.arctan((radius * f / rho) ** (1 / n)) - np.pi / 2
+    return origin[0] + np.degrees(theta / n), np.degrees(lat)
+
+
+def test_a_wrf_domain_lies_where_snyder_s_formulas_put_it() -> None:
+    """27 km cells, 60 by 45 of them, centred on the projection's origin: the sphere of WRF and CMAQ."""
+    wrf = "+proj=lcc +lat_1=30 +lat_2=60 +lat_0=38 +lon_0=115 +R=6370000"
+    grid = Grid.from_corner((-60 * 13_500.0, -45 * 13_500.0), (60, 45), 27_000, wrf)
+    assert grid.shape == (45, 60)
+    assert (grid.x[0], grid.x[-1]) == (-796_500, 796_500)
+    assert (grid.y[0], grid.y[-1]) == (-594_000, 594_000)
+    expected = snyder_lambert(*np.meshgrid(grid.x, grid.y), (30, 60), (115, 38), 6_370_000)
+    np.testing.assert_allclose(grid.lon_lat(), expected, atol=1e-9)
+    attrs = grid.coords()["crs"].attrs
+    assert attrs["grid_mapping_name"] == "lambert_conformal_conic"
+    assert attrs["earth_radius"] == 6_370_000
+    assert "inverse_flattening" not in attrs
+
+
+@pytest.mark.parametrize(
+    ("crs", "origin", "step"),
+    [
+        ("+proj=lcc +lat_1=30 +lat_2=60 +lat_0=38 +lon_0=115 +R=6370000", (-500_000, -300_000), 12_000),
+        ("+proj=merc +lat_ts=30 +lon_0=115 +R=6370000", (-500_000, 3_000_000), 27_000),
+        ("+proj=lcc +lat_1=30 +lat_2=60 +lat_0=38 +lon_0=115 +R=6370000 +units=km", (-500, -300), 12),
+        ("EPSG:32661", (1_000_000, 1_000_000), 100_000),  # the north pole is in the middle
+        ("EPSG:3031", (-1_000_000, -1_000_000), 100_000),  # the south pole
+        ("+proj=lcc +lat_1=-20 +lat_2=-10 +lat_0=-15 +lon_0=179 +R=6370000", (-500_000, -300_000), 50_000),
+        ("+proj=ob_tran +o_proj=longlat +lon_0=18 +o_lat_p=39.25 +o_lon_p=0 +R=6371229 +type=crs", (-5, -3), 0.44),
+        ("EPSG:4326", (104.95, 31.95), 0.1),
+    ],
+)
+def test_the_box_of_a_model_s_domain_holds_every_cell_and_no_more(crs: str, origin: tuple, step: float) -> None:
+    grid = Grid.from_corner(origin, (20, 20), step, crs)
+    west, south, east, north = grid.bbox
+    lon, lat = grid.lon_lat()
+    east_of = (lon - west) % 360
+    assert -180 <= west <= east <= west + 360
+    assert ((east_of <= east - west + 1e-6) | (east_of > 360 - 1e-6)).all()
+    assert south - 1e-9 <= lat.min() <= lat.max() <= north + 1e-9
+    if east - west < 360:
+        assert np.ptp(np.where(east_of > 350, 0, east_of)) > 0.85 * (east - west)
+
+
+def test_a_grid_of_a_corner_is_another_than_one_of_its_box() -> None:
+    grid = Grid.from_corner((104.95, 31.95), (201, 131), 0.1, "EPSG:4326")
+    by_box = Grid(NORTH_CHINA, 0.1)
+    np.testing.assert_allclose(grid.x, by_box.x, atol=1e-9)
+    np.testing.assert_allclose(grid.bbox, by_box.bbox, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("origin", "size", "step", "crs", "message"),
+    [
+        ((float("nan"), 0), (2, 2), 1.0, "EPSG:4326", "origin, size: expected a corner"),
+        ((0, 0), (0, 2), 1.0, "EPSG:4326", "origin, size: expected a corner"),
+        ((0, 0), (2, 2), 0.0, "EPSG:4326", "resolution: expected a number above 0"),
+        ((0, 0), (2, 2), 1.0, "nonsense", "crs: expected a CRS that PROJ knows"),
+        ((0, 0), (2, 2), 1.0, "+proj=ob_tran +o_proj=longlat +o_lat_p=50 +type=crs", "without 'lon_0'"),
+        ((0, 0), (100_000, 100_000), 1.0, "EPSG:32650", "resolution: 1.0 makes 1e"),
+        ((-3e7, -3e7), (60, 60), 1e6, "+proj=moll +R=6370000", "has no place on Earth"),
+        ((-90, -90), (380, 100), 1.0, "EPSG:4326", "covers some longitudes twice"),
+    ],
+)
+def test_what_makes_no_grid_of_a_model_is_named(
+    origin: tuple, size: tuple, step: float, crs: str, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Grid.from_corner(origin, size, step, crs)
+
+
+def test_cells_about_a_rotated_pole_have_the_sphere_s_area_and_land() -> None:
+    crs = "+proj=ob_tran +o_proj=longlat +lon_0=18 +o_lat_p=39.25 +o_lon_p=0 +R=6371229 +type=crs"
+    grid = Grid.from_corner((-10, -5), (20, 10), 1.0, crs)
+    coords = grid.coords()
+    assert coords["x"].attrs["standard_name"] == "grid_longitude"
+    assert coords["crs"].attrs["grid_mapping_name"] == "rotated_latitude_longitude"
+    geod = Geod(a=6371229, b=6371229)
+    for at in ((0, 0), (5, 10), (-1, -1)):
+        area, _ = geod.polygon_area_perimeter(coords["lon_bnds"].values[at], coords["lat_bnds"].values[at])
+        assert grid.cell_area[at] == pytest.approx(area, rel=1e-3)
+    lon, lat = grid.lon_lat()
+    share = [is_land(lon, lat).mean(), np.average(grid.land_fraction, weights=grid.cell_area)]
+    assert share[0] == pytest.approx(share[1], abs=0.06)
+
+
+def test_areas_and_land_do_not_depend_on_the_unit_of_length() -> None:
+    metres = Grid.from_corner((-300_000, -300_000), (12, 12), 50_000, f"{LAMBERT} +units=m")
+    kilometres = Grid.from_corner((-300, -300), (12, 12), 50, f"{LAMBERT} +units=km")
+    np.testing.assert_allclose(kilometres.cell_area, metres.cell_area, rtol=1e-9)
+    np.testing.assert_array_equal(kilometres.land_fraction, metres.land_fraction)
+    assert kilometres.coords()["x"].attrs["units"] == "km"
+    feet = Grid((-74.3, 40.4, -73.6, 41.0), 10_000, "EPSG:2263").coords()
+    assert feet["y"].attrs["units"] == "US_survey_foot"
+
+
 @pytest.mark.parametrize("grid", [Grid(NORTH_CHINA, 1.0), Grid(NORTH_CHINA, 100_000, LAMBERT)])
 def test_coords_follow_cf(grid: Grid) -> None:
     coords = grid.coords()
+    assert coords["height"].attrs["positive"] == "up"
     assert CRS.from_cf(coords["crs"].attrs).equals(CRS(grid.crs))
     for name in ("lat", "lon"):
         assert coords[name].attrs["standard_name"] == {"lat": "latitude", "lon": "longitude"}[name]
@@ -247,8 +358,9 @@ def test_a_box_across_the_dateline() -> None:
         ((105, 32, 125, 45), 0.1, "EPSG:32650", "resolution: 0.1 makes"),
         ((-180, -10, 180, 10), 1.0, "EPSG:4326", "covers some longitudes twice"),
         ((105, 32, 125, 45), 0.1, "EPSG:nope", "crs: expected a CRS that PROJ knows"),
-        ((105, 32, 125, 45), 0.1, "EPSG:4978", "crs: expected latitude and longitude or a projection in metres"),
-        ((105, 32, 125, 45), 0.1, "EPSG:2263", "crs: expected latitude and longitude or a projection in metres"),
+        ((105, 32, 125, 45), 0.1, "EPSG:4978", "crs: expected degrees, or a projection in metre"),
+        ((105, 32, 125, 45), 0.1, "EPSG:4979", "crs: expected degrees, or a projection in metre"),
+        ((105, 32, 125, 45), 0.1, "EPSG:5703", "crs: expected degrees, or a projection in metre"),
         ((-180, -90, 179, 90), 10000, LAMBERT, "cannot project all of bbox"),
     ],
 )

@@ -82,15 +82,19 @@ def publish(run: stages.Run) -> None:
 
 
 @flow(name="reanalysis")
-def reanalysis(config: RunConfig) -> stages.Run:
+def reanalysis(config: RunConfig, reason: str | None = None) -> stages.Run:
     """Make the hours of a configuration and publish them.
+
+    Parameters
+    ----------
+    reason : why, such as "late data", for the record of the revision; without one it says what the run did.
 
     Raises
     ------
     AqnetError
         What is wrong with configuration, input or product; then nothing was published.
     """
-    with stages.begin(config, str(runtime.flow_run.id)) as run:
+    with stages.begin(config, str(runtime.flow_run.id), reason) as run:
         for month in config.months():
             cube = ingest(run, month)
             flagged = quality_control(run, cube, month)

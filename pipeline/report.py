@@ -30,6 +30,7 @@ def as_dict(run: Run) -> dict[str, Any]:
         "clocks": records(clocks(run)),
         "alarms": quality_report.alarms(run.quality) if run.quality else [],
         "validation": asdict(run.validation) if run.validation else None,
+        "checks": [asdict(check) for check in run.checks],
         "withheld_stations": records(scores(run)),
         "files": {name: str(path) for name, path in run.files.items()},
     }
@@ -46,7 +47,8 @@ def as_markdown(run: Run) -> str:
         "Quality control: values flagged": markdown(quality(run)),
         "Clocks of the networks": _clocks(run),
         "Scores at withheld stations (ug m-3)": markdown(scores(run)) if run.scores else "too few stations\n",
-        "Validation": markdown(found.set_index("hours")),
+        "Validation": markdown(found.set_index("hours")) if run.validation else "not reached\n",
+        "Release gate": markdown(checks(run)) if run.checks else "not reached\n",
         "Files": files,
     }
     return "\n".join(f"## {title}\n\n{body}" for title, body in parts.items())
@@ -71,6 +73,16 @@ def quality(run: Run) -> pd.DataFrame:
     """Count the flags of all months, a row a flag and a column a pollutant."""
     counts = pd.concat([record.counts for record in run.quality])
     return counts.pivot_table(index="flag", columns="pollutant", values="count", aggfunc="sum", sort=False)
+
+
+def checks(run: Run) -> pd.DataFrame:
+    """One row a check of the release gate: expected, found, and whether it passed."""
+    verdicts = {True: "passed", False: "FAILED", None: "not judged"}
+    rows = [
+        {"check": one.name, "expected": one.expected, "found": one.found, "verdict": verdicts[one.passed]}
+        for one in run.checks
+    ]
+    return pd.DataFrame(rows).set_index("check")
 
 
 def clocks(run: Run) -> pd.DataFrame:

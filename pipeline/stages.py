@@ -1,7 +1,8 @@
 """The stages of a run as plain functions.
 
 Ingest, quality control, analyse and score (each a calendar month at a time), validate, publish.
-``flows/reanalysis.py`` calls them in this order, under Prefect; tests call them without.
+``flows/reanalysis.py`` calls them in this order, under Prefect; tests call them without. `validate` is the release
+gate: a run that it stops is held (`pipeline.gate`, `pipeline.hold`).
 """
 
 from __future__ import annotations
@@ -9,30 +10,39 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
 from pipeline import (
+    agreement,
     analyse,
     covariates,
-    evaluate,
+    downloads,
     export,
+    gate,
     harmonise,
+    hold,
     maps,
     memory,
+    metadata,
     outlook_fields,
     provenance,
     qc,
     quality_report,
     report,
+    repository,
+    revisions,
     score,
+    skill,
     sources,
+    trace_runs,
     write,
 )
 from pipeline.atomic import replacing
@@ -45,7 +55,7 @@ from pipeline.qc.record import Record, record
 logger = logging.getLogger("aqnet")
 
 #: Names in the output folder.
-CUBE, PRODUCTS, LINEAGE, REPORT = "cube.icechunk", "products", "lineage.json", "run.json"
+CUBE, PRODUCTS, LINEAGE, REPORT = "cube.icechunk", downloads.PRODUCTS, "lineage.json", "run.json"
 QUALITY_REPORT = "quality-control.html"
 
 #: Share of land cells that may lack an estimate while some station reports: a region may be silent for hours.
@@ -66,7 +76,10 @@ class Stage:
 
 @dataclass
 class Run:
-    """One run in progress: what its stages share, and what each of them left to be reported."""
+    """One run in progress: what its stages share, and what each of them left to be reported.
+
+    ``reason`` is why the run is made, where somebody said so.
+    """
 
     config: RunConfig
     run_id: str
@@ -77,11 +90,16 @@ class Run:
     candidate: write.Candidate
     known: tuple[covariates.Field, ...] = ()
     outlook: analyse.Outlook | None = None
+    reason: str | None = None
     stages: list[Stage] = field(default_factory=list)
     quality: list[Record] = field(default_factory=list)
     observed: list[xr.DataArray] = field(default_factory=list)
+    invalid: list[gate.Invalid] = field(default_factory=list)
+    agreements: list[agreement.Agreement] = field(default_factory=list)
     scores: list[pd.DataFrame] = field(default_factory=list)
+    errors: list[pd.DataFrame] = field(default_factory=list)
     validation: score.Validation | None = None
+    checks: list[gate.Check] = field(default_factory=list)
     revision: str | None = None
     files: dict[str, Path] = field(default_factory=dict)
 
@@ -89,6 +107,11 @@ class Run:
     def hours(self) -> tuple[np.datetime64, np.datetime64]:
         """First hour and the hour after the last, UTC."""
         return naive(self.config.start), naive(self.config.end)
+
+    @property
+    def skill(self) -> skill.Skill | None:
+        """Skill of the network at withheld stations; None where they are too few."""
+        return skill.skill(self.errors)
 
     @contextmanager
     def measured(self, name: str, period: str) -> Iterator[Stage]:
@@ -103,8 +126,12 @@ class Run:
 
 
 @contextmanager
-def begin(config: RunConfig, run_id: str) -> Iterator[Run]:
+def begin(config: RunConfig, run_id: str, reason: str | None = None) -> Iterator[Run]:
     """Digest the inputs, load the network and begin a candidate of the cube; the cube's lock goes back at the end.
+
+    Parameters
+    ----------
+    reason : why the run is made ("late data"), for the revision's record; without one it says what the run did.
 
     Raises
     ------
@@ -121,7 +148,7 @@ def begin(config: RunConfig, run_id: str) -> Iterator[Run]:
     title = {"title": config.title} if config.title else {}
     attrs = lineage | sources.find(config.source).state(config.input) | title | covariates.describe(config.covariates)
     with write.begin(config.out / CUBE, grid, start, end, attrs, config.outlook_hours) as candidate:
-        yield Run(config, run_id, grid, network, inputs, lineage, candidate, known, outlook)
+        yield Run(config, run_id, grid, network, inputs, lineage, candidate, known, outlook, reason)
 
 
 def ingest(run: Run, month: Month) -> xr.Dataset:
@@ -153,8 +180,17 @@ def quality_control(run: Run, cube: xr.Dataset, month: Month) -> xr.Dataset:
         for alarm in quality_report.alarms(run.quality):
             logger.warning("quality control: %s", alarm)
         run.observed.append(qc.valid(own, "pm2p5"))
+        run.invalid.append(gate.invalid(own))
+        _compare_with_published(run, until.sel(time=slice(analyse.first_used(month[0]), None)))
         stage.rows, stage.unit = cube.sizes["time"] * cube.sizes["station"], "station hours"
     return flagged
+
+
+def _compare_with_published(run: Run, flagged: xr.Dataset) -> None:
+    """Compare observations with the last revision where they have hours in common."""
+    found = agreement.compare(qc.valid(flagged, "pm2p5"), run.candidate.published, run.grid)
+    if found is not None:
+        run.agreements.append(found)
 
 
 def analyse_month(run: Run, cube: xr.Dataset, month: Month) -> None:
@@ -175,10 +211,11 @@ def score_month(run: Run, cube: xr.Dataset, month: Month) -> None:
         estimators = {"AQ-Net": analyse.estimator(run.network, run.known, run.config.stream)}
         lead = int((month[0] - analyse.first_hour(month[0])) / HOUR)
         stop = lead + int((month[1] - month[0]) / HOUR)
-        table = evaluate.withheld(analyse.observations(cube), estimators, lead, stop, seed=run.config.seed)
-        if len(table):
-            run.scores.append(table.assign(period=_label(month)))
-        stage.rows, stage.unit = len(table), "methods"
+        sample = skill.sample(analyse.observations(cube), estimators, lead, stop, run.config.seed)
+        if sample is not None:
+            run.scores.append(sample.table().assign(period=_label(month)))
+            run.errors.append(sample.errors(cube["station"].values.tolist()))
+        stage.rows, stage.unit = len(estimators), "methods"
 
 
 def outlook(run: Run) -> None:
@@ -211,72 +248,128 @@ def _write_outlook(run: Run, network: analyse.Outlook, issue: np.datetime64) -> 
 
 
 def validate(run: Run) -> None:
-    """Check all that the run wrote, and that its inputs are still those that its lineage names.
+    """Pass the candidate through the release gate, or hold it.
 
     Raises
     ------
     ProductError
-        Which leaves the candidate unpublished.
+        Which checks failed, what they expected and what they found; the former revision stays what readers see.
     """
     with run.measured("validate", _label(run.hours)) as stage:
-        where = str(run.candidate.path)
-        if changed := sorted({name for name, _ in _digests(run.config).items() ^ run.inputs.items()}):
-            raise ProductError(
-                f"{run.config.input}: expected inputs that stay as they are while a run reads them; found"
-                f" {len(changed)} changed, such as {changed[0]}; run again"
-            )
-        run.validation = score.validate(_days(run), run.grid.land, MAX_MISSING, where)
-        stage.rows, stage.unit = run.validation.hours, "hours"
+        steps = gate.Steps(run.grid.land)
+        broken = {"inputs": _changed_inputs(run), "metadata": _undescribed(run)}
+        broken |= {"axes": _problem(write.check_axes, run.candidate), "contract": _problem(_validate, run, steps)}
+        run.checks = gate.judge(_findings(run, broken, steps), _last(run))
+        stage.rows, stage.unit = len(run.checks), "checks"
+    if gate.failed(run.checks):
+        branch = hold_back(run)
+        raise gate.stopped(run.candidate.path, run.run_id, run.checks, branch)
+
+
+def _problem(check: Callable[..., object], *given: object) -> str | None:
+    """What a check raises, as text."""
+    try:
+        check(*given)
+    except ProductError as problem:
+        return str(problem)
+    return None
+
+
+def _changed_inputs(run: Run) -> str | None:
+    changed = sorted({name for name, _ in _digests(run.config).items() ^ run.inputs.items()})
+    return f"{len(changed)} changed, such as {changed[0]}; run again" if changed else None
+
+
+def _undescribed(run: Run) -> str | None:
+    run.candidate.commit(f"aqnet run {run.run_id}: metadata")
+    return "; ".join(metadata.problems(run.candidate.open())) or None
+
+
+def _validate(run: Run, steps: gate.Steps) -> None:
+    before, after = _beside(run)
+    if before is not None:
+        steps.see(before)
+    run.validation = score.validate(steps.watch(_days(run)), run.grid.land, MAX_MISSING, str(run.candidate.path))
+    if after is not None:
+        steps.see(after, seam=True)
+
+
+def _findings(run: Run, broken: dict[str, str | None], steps: gate.Steps) -> gate.Findings:
+    return gate.Findings(
+        broken=broken,
+        observed=run.observed,
+        alarms=quality_report.alarms(run.quality),
+        invalid=gate.total(run.invalid),
+        agreements=run.agreements,
+        steps=steps,
+        skill=run.skill,
+        weights=run.network.digest,
+        reason=run.reason,
+    )
+
+
+def _last(run: Run) -> gate.Last:
+    """What the last revision says of itself."""
+    published = run.candidate.published
+    weights = str(published.attrs.get("weights_digest", "")) if published is not None else ""
+    return revisions.last(repository.last(run.candidate.repo), weights)
+
+
+def _record(run: Run) -> dict[str, Any]:
+    """What the commit of the revision says of it."""
+    counts = revisions.count(run.candidate.group, run.candidate.published)
+    found, ahead = run.skill, run.outlook.digest if run.outlook else None
+    made = trace_runs.record(run.run_id, run.config, run.inputs, run.network.digest, ahead)
+    return made | {
+        "reason": run.reason or revisions.reason(counts, run.candidate.published is None),
+        "hours": dict(zip(("start", "end", "last"), map(str, _reach(run)), strict=True)),
+        "counts": asdict(counts),
+        "scores": score.records(report.scores(run)),
+        "skill": asdict(found) if found else None,
+        "stations": gate.stations(run.observed),
+        "observations": gate.observation_count(run.observed),
+        "checks": [asdict(check) for check in run.checks],
+        "config_digest": run.config.digest(),
+        "lineage": run.lineage,
+    }
 
 
 def publish(run: Run) -> None:
     """Let readers see the candidate, then cut the downloads from it: NetCDF, maps, lineage, report, checksums."""
     products = run.config.out / PRODUCTS
     with run.measured("publish", _label(run.hours)) as stage:
-        run.revision = write.publish(run.candidate)
+        run.revision = write.publish(run.candidate, _record(run))
         cube = write.open_cube(run.candidate.path)
+        part = downloads.Part.of(run.config, run.candidate.hours[1] > run.candidate.issue)
         run.files["cube"] = run.candidate.path
-        for observed in run.observed:
-            _publish_month(run, cube, observed)
-        if run.candidate.hours[1] > run.candidate.issue:
-            _publish_outlook(run, cube)
-        run.files["quality control"] = _write_quality_report(run, products / QUALITY_REPORT)
-        run.files["lineage"] = provenance.write_lineage(products / LINEAGE, run.lineage, run.inputs)
+        run.files |= downloads.cut(part, cube, products, run.observed)
+        run.files |= _write_papers(run, products)
         stage.rows, stage.unit = len(run.files), "products"
     run.files["report"] = write_report(run, products / REPORT)
     run.files["checksums"] = export.sha256sums(products)
+    hold.clear(run.config.out)
 
 
-def _publish_month(run: Run, cube: xr.Dataset, observed: xr.DataArray) -> None:
-    """Cut NetCDF and map of the hours of `observed` from the published cube."""
-    first, last = observed["time"].values[[0, -1]]
-    domain, version, products = run.config.domain, run.config.version, run.config.out / PRODUCTS
-    for path in export.export_netcdf(cube, products, domain, run.config.stream, version, start=first, end=last + HOUR):
-        month = str(first.astype("M8[M]"))
-        run.files[f"netcdf {month}"] = path
-        if min(run.grid.shape) > 1:  # one row or column of cells is no map
-            picture = maps.summary_figure(cube.sel(time=slice(first, last)), path.with_suffix(".png"), observed)
-            run.files[f"map {month}"] = picture
+def hold_back(run: Run) -> str:
+    """Keep a candidate that the gate stopped, with what helps to judge it; return its branch."""
+    branch = write.hold(run.candidate, _record(run))
+    with hold.folder(run.config.out, run.run_id) as folder:
+        cube = write.open_cube(run.candidate.path, branch)
+        for month, observed in zip(run.config.months(), run.observed, strict=True):
+            if downloads.drawable(cube):
+                downloads.draw_month(cube, month, observed, folder / f"{month[0].astype('M8[M]')}.png")
+        _write_papers(run, folder)
+        write_report(run, folder / REPORT)
+    return branch
 
 
-def _publish_outlook(run: Run, cube: xr.Dataset) -> None:
-    """Cut NetCDF and map of the outlook from the published cube."""
-    domain, version, products = run.config.domain, run.config.version, run.config.out / PRODUCTS
-    files = export.export_netcdf(cube, products, domain, "outlook", version)
-    days = [path.stem[-17:].split("-") for path in files]
-    run.files |= {f"outlook {first[:4]}-{first[4:6]}": path for (first, _), path in zip(days, files, strict=True)}
-    if min(run.grid.shape) > 1:
-        picture = files[0].with_name(f"{files[0].stem[:-8]}{days[-1][1]}.png")
-        run.files["map outlook"] = _draw_outlook(export.subset(cube, "outlook"), picture)
-
-
-def _draw_outlook(cube: xr.Dataset, path: Path) -> Path:
-    """Map the mean of an outlook and the mean width of its interval."""
-    issue, last = outlook_fields.issue_time(cube), (cube["time"].values[-1] + HOUR).astype("M8[h]")
-    mean, width = (part.mean("time") for part in (cube["pm2p5"], cube["pm2p5_p95"] - cube["pm2p5_p05"]))
-    title = f"PM2.5 outlook issued {issue} UTC: mean of the hours to {last}"
-    said = f"Forecast with {cube.attrs['outlook_weights']}; right: mean width of the 90 % interval."
-    return maps.draw(mean.assign_attrs(cube.attrs), path, title=title, uncertainty=width, provenance=said)
+def _write_papers(run: Run, folder: Path) -> dict[str, Path]:
+    """Write quality report and lineage."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return {
+        "quality control": _write_quality_report(run, folder / QUALITY_REPORT),
+        "lineage": provenance.write_lineage(folder / LINEAGE, run.lineage, run.inputs),
+    }
 
 
 def _write_quality_report(run: Run, path: Path) -> Path:
@@ -312,6 +405,20 @@ def _days(run: Run) -> Iterator[xr.Dataset]:
     for day in np.arange(start.astype("M8[D]"), end, one):
         first, last = max(start, day), min(end, day + one)
         yield cube.sel(time=slice(first, last - HOUR))
+
+
+def _beside(run: Run) -> tuple[xr.Dataset | None, xr.Dataset | None]:
+    """The hours of the candidate before the run's first and after its last, where there are any."""
+    cube = run.candidate.open()
+    hours = (run.hours[0] - HOUR, np.datetime64(run.candidate.hours[1], "h"))
+    found = [cube.sel(time=slice(hour, hour)) for hour in hours]
+    before, after = (one if one.sizes["time"] else None for one in found)
+    return before, after
+
+
+def _reach(run: Run) -> tuple[np.datetime64, ...]:
+    """First hour, hour after the last, and hour after the last of the outlook."""
+    return (*run.hours, np.datetime64(run.candidate.hours[1], "h"))
 
 
 def _report_progress(run: Run, reached: np.datetime64) -> None:

@@ -1,8 +1,9 @@
 """The cube of record: an Icechunk repository that readers only ever see in whole revisions.
 
 A run begins a candidate branch from ``main``, writes hour blocks on it and publishes: ``main`` moves to the candidate's
-snapshot in one step and is tagged ``r1``, ``r2`` ... One run writes at a time, held by a file lock that dies with its
-process; a reader needs no lock. See docs/adr/0002-icechunk-cube.md.
+snapshot in one step and is tagged ``r1``, ``r2`` ... A candidate that the release gate stops is held instead. One run
+writes at a time, held by a file lock that dies with its process; a reader needs no lock. See
+docs/adr/0002-icechunk-cube.md and docs/adr/0019-release-gate.md.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import xarray as xr
 import zarr
 from numpy.typing import NDArray
 
-from pipeline import atomic, outlook_fields
+from pipeline import atomic, outlook_fields, repository
 from pipeline.contract import FIELD_NAMES, FIELDS, STREAMS, check_cube
 from pipeline.errors import ProductError
 from pipeline.grid import Grid, extent
@@ -88,7 +89,7 @@ class Candidate:
     @property
     def branch(self) -> str:
         """Name of the candidate's branch."""
-        return f"candidate-{self.run_id}"
+        return f"{repository.CANDIDATE}{self.run_id}"
 
     @property
     def group(self) -> Group:
@@ -99,8 +100,8 @@ class Candidate:
         """Return the candidate as `open_cube` would, with what was written since the last commit."""
         return _dataset(self.session.store)
 
-    def commit(self, message: str) -> None:
-        """Save what was written so far on the candidate branch."""
+    def commit(self, message: str, metadata: Mapping[str, Any] | None = None) -> None:
+        """Save what was written so far on the candidate branch, with what is to be said of it."""
         group = self.group
         stream = group["stream"][:]
         produced = group["time"][:][stream != FILL["stream"]]
@@ -110,8 +111,16 @@ class Candidate:
             for name in set(group.attrs) - set(outlook_fields.without(group.attrs)):
                 del group.attrs[name]
         if self.session.has_uncommitted_changes:
-            self.session.commit(message)
+            self.session.commit(message, dict(metadata) if metadata else None)
             self.session = self.repo.writable_session(self.branch)
+
+    def seal(self, record: Mapping[str, Any] | None) -> str:
+        """Commit the last of the candidate with the record of its run; return the snapshot."""
+        record = {**(record or {}), "base": self.base}
+        if reason := record.get("reason"):
+            self.group.attrs["revision_reason"] = reason
+        self.commit(f"aqnet run {self.run_id}", record)
+        return self.repo.lookup_branch(self.branch)
 
 
 def begin(
@@ -139,15 +148,15 @@ def begin(
     if first >= issue:
         raise ProductError(f"{path}: the run's start {start} must be before its end {end}")
     with ExitStack() as stack:
-        busy = ProductError(f"{path}: another run is writing this cube; wait for it to end, or stop it")
-        lock = stack.enter_context(atomic.lock(path, busy))
-        repo = icechunk.Repository.open_or_create(_storage(path))
-        _clean(repo)
+        lock = stack.enter_context(_lock(path))
+        repo = icechunk.Repository.open_or_create(repository.storage(path))
+        repository.clean(repo)
         base, run_id = repo.lookup_branch("main"), attrs.get("flow_run_id") or uuid4().hex
-        published = _published(repo)
+        published = repository.root(repo)
         hours = first, issue if outlook_fields.analysed_from(published, issue) else issue + outlook_hours
-        repo.create_branch(f"candidate-{run_id}", base)
-        session = repo.writable_session(f"candidate-{run_id}")
+        branch = f"{repository.CANDIDATE}{run_id}"
+        repo.create_branch(branch, base)
+        session = repo.writable_session(branch)
         revision = f"r{len(repo.list_tags()) + 1}"
         candidate = Candidate(path, grid, run_id, revision, hours, issue, repo, base, published, session, lock)
         _lay_or_extend(candidate, attrs)
@@ -155,26 +164,9 @@ def begin(
     return candidate
 
 
-def _clean(repo: icechunk.Repository) -> None:
-    """Finish or undo what a killed run left: tag a published ``main``, drop stale candidates and their chunks."""
-    tags, head = repo.list_tags(), repo.lookup_branch("main")
-    if _published(repo) is not None and head not in {repo.lookup_tag(tag) for tag in tags}:
-        repo.create_tag(f"r{len(tags) + 1}", head)
-    stale = sorted(repo.list_branches() - {"main"})
-    for branch in stale:
-        log.info("dropping the unpublished candidate %s", branch)
-        repo.delete_branch(branch)
-    if stale:
-        repo.garbage_collect(datetime.now(UTC))
-
-
-def _published(repo: icechunk.Repository) -> Group | None:
-    """Root group of ``main``, or None before the first publication."""
-    store = repo.readonly_session("main").store
-    try:
-        return zarr.open_group(store, mode="r")
-    except FileNotFoundError:
-        return None
+def _lock(path: Path) -> IO[str]:
+    busy = ProductError(f"{path}: another run is writing this cube; wait for it to end, or stop it")
+    return atomic.lock(path, busy)
 
 
 def _lay_or_extend(candidate: Candidate, attrs: Mapping[str, str]) -> None:
@@ -307,8 +299,12 @@ def _equal_hours(old: NDArray[Any], new: NDArray[Any]) -> NDArray[np.bool_]:
     return equal.reshape(len(equal), -1).all(axis=1)
 
 
-def publish(candidate: Candidate) -> str | None:
+def publish(candidate: Candidate, record: Mapping[str, Any] | None = None) -> str | None:
     """Make the candidate what readers see, in one step, and give the lock back.
+
+    Parameters
+    ----------
+    record : what the commit says of the revision, ready for JSON (see `pipeline.revisions`).
 
     Returns
     -------
@@ -317,17 +313,86 @@ def publish(candidate: Candidate) -> str | None:
     Raises
     ------
     ProductError
-        When ``main`` moved since the candidate began.
+        When ``main`` moved since the candidate began, or the candidate lost hours that ``main`` holds.
     """
-    candidate.commit(f"aqnet run {candidate.run_id}")
-    changed = _changed(candidate)
+    check_axes(candidate)
+    head, changed = candidate.seal(record), _changed(candidate)
     if changed:
-        _move_main(candidate)
-        candidate.repo.create_tag(candidate.revision, candidate.repo.lookup_branch("main"))
+        repository.move_main(candidate.repo, head, candidate.base, _of_run(candidate), candidate.revision)
     candidate.repo.delete_branch(candidate.branch)
     candidate.close()
     log.info("%s: %s", candidate.path, f"{changed} hours in {candidate.revision}" if changed else "nothing changed")
     return candidate.revision if changed else None
+
+
+def hold(candidate: Candidate, record: Mapping[str, Any] | None = None) -> str:
+    """Keep a candidate that may not be published, in place of any held before, and give the lock back.
+
+    Returns
+    -------
+    Name of its branch; `open_cube` opens it as a revision.
+    """
+    branch = f"{repository.HELD}{candidate.run_id}"
+    candidate.repo.create_branch(branch, candidate.seal(record))
+    candidate.repo.delete_branch(candidate.branch)
+    repository.drop(candidate.repo, repository.HELD, keep=branch)
+    candidate.close()
+    return branch
+
+
+def accept(path: str | Path, run_id: str, reason: str) -> str:
+    """Publish the held candidate of a run and record why; return the new revision's tag.
+
+    Raises
+    ------
+    ProductError
+        When there is no such candidate, or another revision was published since.
+    """
+    path, branch = Path(path), f"{repository.HELD}{run_id}"
+    with _lock(path):
+        repo = repository.open_existing(path)
+        entries = {entry.name: entry for entry in repository.held(repo)}
+        if branch not in entries:
+            known = ", ".join(name.removeprefix(repository.HELD) for name in entries) or "none"
+            raise ProductError(f"{path}: expected the run of a held candidate ({known}); found '{run_id}'")
+        base, tag = str(entries[branch].metadata["base"]), f"r{len(repo.list_tags()) + 1}"
+        session = repo.writable_session(branch)
+        zarr.open_group(session.store, mode="r+").attrs.update(revision=tag, revision_reason=reason)
+        record = {**entries[branch].metadata, "accepted": reason}
+        head = session.commit(f"aqnet run {run_id}, accepted: {reason}", record)
+        repository.move_main(repo, head, base, f"{path}: run {run_id}", tag)
+    log.info("%s: accepted run %s as %s", path, run_id, tag)
+    return tag
+
+
+def check_axes(candidate: Candidate) -> None:
+    """Raise when a published hour, cell or estimate is not in the candidate where it was.
+
+    Outlook hours alone may be taken back: they are forecasts of one issue time.
+
+    Raises
+    ------
+    ProductError
+        Naming the coordinate, what ``main`` holds and what the candidate holds.
+    """
+    old, new = candidate.published, candidate.group
+    if old is None:
+        return
+    _check_same(candidate, new)
+    before, after = old["time"][:], new["time"][:]
+    if len(after) < len(before) or not np.array_equal(after[: len(before)], before):
+        spans = [f"{len(hours)} hours from {np.datetime64(int(hours[0]), 'h')}" for hours in (before, after)]
+        raise ProductError(
+            f"{_of_run(candidate)}: coordinate 'time': expected the {spans[0]} of the published revision, and more;"
+            f" found {spans[1]}"
+        )
+    kept = ~np.isin(old["stream"][:], [FILL["stream"], STREAMS["outlook"]])
+    if lost := int((new["stream"][: len(before)][kept] == FILL["stream"]).sum()):
+        raise ProductError(f"{_of_run(candidate)}: expected every analysed hour of main; found {lost} of them empty")
+
+
+def _of_run(candidate: Candidate) -> str:
+    return f"{candidate.path}: run {candidate.run_id}"
 
 
 def _changed(candidate: Candidate) -> int:
@@ -339,21 +404,13 @@ def _changed(candidate: Candidate) -> int:
     return int(np.count_nonzero(revision))
 
 
-def _move_main(candidate: Candidate) -> None:
-    repo, head = candidate.repo, candidate.repo.lookup_branch(candidate.branch)
-    try:
-        repo.reset_branch("main", head, from_snapshot_id=candidate.base)
-    except icechunk.IcechunkError as error:
-        raise ProductError(f"{candidate.path}: main moved since run {candidate.run_id} began; run it again") from error
-
-
 def open_cube(path: str | Path, revision: str | None = None) -> xr.Dataset:
     """Open the published cube, read-only and lazily; the view stays as it is while later revisions are published.
 
     Parameters
     ----------
     path : folder of the Icechunk repository.
-    revision : tag such as ``r3``; the newest when None.
+    revision : tag such as ``r3``, or a held candidate's branch; the newest revision when None.
 
     Returns
     -------
@@ -365,27 +422,21 @@ def open_cube(path: str | Path, revision: str | None = None) -> xr.Dataset:
     ProductError
         When there is no cube, nothing is published or the revision is unknown.
     """
-    repo = _open_repo(Path(path))
-    if revision is not None and revision not in repo.list_tags():
-        known = ", ".join(entry["revision"] for entry in history(path)) or "none"
-        raise ProductError(f"{path}: no revision '{revision}'; published: {known}")
-    session = repo.readonly_session(tag=revision) if revision else repo.readonly_session("main")
+    repo = repository.open_existing(Path(path))
+    session = repo.readonly_session("main") if revision is None else _session_of(repo, path, revision)
     try:
         return _dataset(session.store)
     except FileNotFoundError as error:
         raise ProductError(f"{path}: nothing is published yet; run `aqnet run` first") from error
 
 
-def _open_repo(path: Path) -> icechunk.Repository:
-    if not (path.is_dir() and icechunk.Repository.exists(_storage(path))):
-        raise ProductError(f"{path}: no cube here; expected the folder of an Icechunk repository")
-    return icechunk.Repository.open(_storage(path))
-
-
-def _storage(path: Path) -> icechunk.Storage:
-    """Storage on the local disk. Icechunk warns that it cannot guard concurrent commits there; `atomic.lock` does."""
-    icechunk.set_logs_filter("error")
-    return icechunk.local_filesystem_storage(str(path))
+def _session_of(repo: icechunk.Repository, path: str | Path, revision: str) -> icechunk.Session:
+    if revision.startswith(repository.HELD) and revision in repo.list_branches():
+        return repo.readonly_session(revision)
+    if revision not in repo.list_tags():
+        known = ", ".join(entry.name for entry in repository.published(repo)) or "none"
+        raise ProductError(f"{path}: no revision '{revision}'; published: {known}")
+    return repo.readonly_session(tag=revision)
 
 
 def _dataset(store: icechunk.IcechunkStore) -> xr.Dataset:
@@ -396,11 +447,21 @@ def _dataset(store: icechunk.IcechunkStore) -> xr.Dataset:
     return xr.Dataset({name: cube[name] for name in FIELD_NAMES}, cube.coords, cube.attrs)
 
 
-def history(path: str | Path) -> list[dict[str, str]]:
-    """Published revisions, oldest first: ``revision``, ``snapshot``, ``published`` (UTC) and ``message``."""
-    repo, entries = _open_repo(Path(path)), []
-    for tag in sorted(repo.list_tags(), key=lambda tag: int(tag[1:])):
-        info = next(iter(repo.ancestry(tag=tag)))
-        when = info.written_at.strftime("%Y-%m-%dT%H:%M:%SZ")
-        entries.append({"revision": tag, "snapshot": info.id, "published": when, "message": info.message})
-    return entries
+def history(path: str | Path) -> list[dict[str, Any]]:
+    """Published revisions, oldest first: ``revision``, ``snapshot``, ``published`` (UTC), ``message``, ``metadata``."""
+    return [_listed(entry) for entry in repository.published(repository.open_existing(Path(path)))]
+
+
+def held(path: str | Path) -> list[dict[str, Any]]:
+    """Candidates that the release gate stopped, oldest first, as `history`; ``revision`` is the branch."""
+    return [_listed(entry) for entry in repository.held(repository.open_existing(Path(path)))]
+
+
+def _listed(entry: repository.Entry) -> dict[str, Any]:
+    return {
+        "revision": entry.name,
+        "snapshot": entry.snapshot,
+        "published": entry.written.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "message": entry.message,
+        "metadata": dict(entry.metadata),
+    }

@@ -18,7 +18,7 @@ import pytest
 import xarray as xr
 
 from flows import environment
-from pipeline import harmonise, report, score, simulate, stages, write
+from pipeline import harmonise, hold, score, simulate, stages, write
 from pipeline.config import RunConfig, from_sources
 from pipeline.errors import AqnetError, ConfigError, InputError, ProductError
 from pipeline.simulate import Simulation
@@ -116,22 +116,30 @@ def test_the_report_tells_stages_and_lineage(published: stages.Run) -> None:
     assert report["quality_control"]["missing"]["pm2p5"] > 0
     assert [(row["network"], row["verdict"]) for row in report["clocks"]] == [("cnemc", "right")]
     assert report["alarms"] == []
+    checks = {check["name"]: check["passed"] for check in report["checks"]}
+    assert False not in checks.values()
+    assert [name for name, passed in checks.items() if passed is None] == [
+        *("weights", "stations", "observations", "level", "places", "step of seam", "skill")
+    ]
     inputs = json.loads(published.files["lineage"].read_text())["inputs"]
     assert inputs == published.inputs
     assert inputs
 
 
-def test_a_zone_declared_8_hours_off_is_reported_by_the_run_itself(
+def test_a_zone_declared_8_hours_off_is_said_by_the_run_itself_and_stops_it(
     small_simulation: Simulation, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: object
 ) -> None:
     monkeypatch.setattr(harmonise, "to_cube", late(harmonise.to_cube, 8))
-    run = run_stages(make_config(small_simulation, weights, tmp_path, end="2019-12-02"))
-    (alarm,) = json.loads(run.files["report"].read_text())["alarms"]
+    with pytest.raises(ProductError, match="clock: expected .* run 8 h late"):
+        run_stages(make_config(small_simulation, weights, tmp_path, end="2019-12-02"))
+    held = tmp_path / hold.FOLDER / "by-hand"
+    (alarm,) = json.loads((held / stages.REPORT).read_text())["alarms"]
     assert "network 'cnemc': its daily cycles" in alarm
-    assert "run 8 h late" in alarm
-    for text in (report.as_markdown(run), report.as_text(run), html.unescape(run.files["quality control"].read_text())):
-        assert alarm in text
+    assert alarm in html.unescape((held / stages.QUALITY_REPORT).read_text())
     assert alarm in caplog.text  # type: ignore[attr-defined]
+    with pytest.raises(ProductError, match="nothing is published"):
+        write.open_cube(tmp_path / stages.CUBE)
+    assert write.open_cube(tmp_path / stages.CUBE, "held-by-hand")["revision"].max() == 1
 
 
 def late(to_cube: Callable[..., xr.Dataset], hours: int) -> Callable[..., xr.Dataset]:

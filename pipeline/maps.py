@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,7 @@ def _near_meridian(lon: Float, middle: float) -> Float:
 
 
 @dataclass(frozen=True)
-class _Style:
+class Style:
     """Colours of a quantity: class limits, colour map, and the label of its bar."""
 
     levels: tuple[float, ...]
@@ -126,9 +127,9 @@ class _Style:
         return ListedColormap(colormaps[self.colours](np.linspace(0.03, 0.97, 256)), self.colours)
 
 
-CONCENTRATION = _Style(LEVELS, "magma_r", f"PM2.5 ({UNIT})")
-WIDTH = _Style(WIDTH_LEVELS, "viridis_r", f"90 % interval width ({UNIT})")
-DISTANCE = _Style(DISTANCE_LEVELS, "cividis_r", "Distance to the nearest observation (km)")
+CONCENTRATION = Style(LEVELS, "magma_r", f"PM2.5 ({UNIT})")
+WIDTH = Style(WIDTH_LEVELS, "viridis_r", f"90 % interval width ({UNIT})")
+DISTANCE = Style(DISTANCE_LEVELS, "cividis_r", "Distance to the nearest observation (km)")
 
 
 def draw(
@@ -190,7 +191,7 @@ def summary_figure(
     hour = cube["time"].values[int(cube["pm2p5"].mean(spatial).argmax("time"))]
     when = f"{_clock(hour)} UTC"
     mean = cube["pm2p5"].mean("time")
-    figure = _figure(mean, 6.8, 2, 2)
+    figure = _figure(mean, 6.8, 2, 2, margin=2.1)
     panels = figure.subplots(2, 2).ravel()
     _panel(panels[0], mean, CONCENTRATION, "a  Mean of the period", _mean_stations(stations, cube))
     far = _mostly(cube["quality_flag"], QUALITY_BITS["extrapolated"])
@@ -210,19 +211,58 @@ def summary_figure(
     return _save(figure, path)
 
 
+def panel(
+    field: xr.DataArray,
+    style: Style,
+    *,
+    stations: Stations | None = None,
+    hatched: xr.DataArray | None = None,
+    made_up: bool = False,
+) -> bytes:
+    """One map as PNG bytes, without a title, for a page that says in words what it shows.
+
+    Parameters
+    ----------
+    field : as in `draw`.
+    style : its colours: `CONCENTRATION`, `WIDTH` or `DISTANCE`.
+    stations : lon, lat and observed value of stations; dots filled with the field's colours.
+    hatched : cells to hatch as extrapolated.
+    made_up : whether to stamp it as simulated.
+
+    Raises
+    ------
+    ProductError
+        When the field is not a map.
+    """
+    figure = _figure(field, 9.6, 1, 1, margin=0.5)
+    axes = figure.subplots()
+    _panel(axes, field, style, "", stations)
+    far = hatched is not None and bool(hatched.any())
+    if hatched is not None:
+        _hatch(axes, hatched)
+    _legend(axes, field, stations is not None, far)
+    if made_up:
+        figure.suptitle(" ", fontsize=13)  # room for the stamp
+        stamp(figure)
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": "aqnet-reanalysis"})
+    return buffer.getvalue()
+
+
 def simulated(attrs: Mapping[str, object]) -> bool:
     """Whether attributes say that the data is simulated: ``simulated`` is set, or title or source say SIMULATED."""
     said = str(attrs.get("simulated", "")).strip().lower() not in ("", "0", "false", "no", "none")
     return said or any("SIMULATED" in str(attrs.get(name, "")) for name in ("title", "source"))
 
 
-def _figure(field: xr.DataArray, width: float, rows: int, columns: int) -> Figure:
-    """Figure of maps each ``width`` inches wide, as high as their shape asks for."""
+def _figure(field: xr.DataArray, width: float, rows: int, columns: int, margin: float = 1.55) -> Figure:
+    """Figure of maps each ``width`` inches wide, as high as their shape asks for; `margin` inches are for words."""
     view = _view(field)
     left, right, bottom, top = view.extent
     height = 0.78 * width * view.aspect * (top - bottom) / (right - left)
     height = float(np.clip(height, 0.35 * width, 1.5 * width))
-    return Figure(figsize=(width * columns, (height + 0.55) * rows + 1.0), dpi=110, layout="constrained")
+    size = width * columns, height * rows + margin
+    return Figure(figsize=size, dpi=110, layout="constrained")
 
 
 def _clock(time: np.datetime64) -> str:
@@ -253,13 +293,14 @@ def _columns(values: xr.DataArray) -> Stations:
     return lon[seen], lat[seen], value[seen]
 
 
-def _panel(axes: Axes, field: xr.DataArray, style: _Style, title: str, stations: Stations | None) -> None:
+def _panel(axes: Axes, field: xr.DataArray, style: Style, title: str, stations: Stations | None) -> None:
     """One map: field in its classes, sea, coast, borders, stations, graticule, scale bar and colour bar."""
     view = _view(field)
     axes.set_facecolor(NO_DATA)
     axes.pcolormesh(view.x, view.y, field.values, cmap=style.colormap, norm=style.norm, rasterized=True, zorder=1)
     _surroundings(axes, view)
     if stations is not None:
+        stations = _on_map(view, stations)
         x, y = view.to_axes(stations[0], stations[1])
         axes.scatter(x, y, s=46, c="white", linewidths=0, zorder=4)
         axes.scatter(
@@ -267,6 +308,14 @@ def _panel(axes: Axes, field: xr.DataArray, style: _Style, title: str, stations:
         )
     axes.set_title(title, loc="left", fontsize=13)
     _colour_bar(axes, style)
+
+
+def _on_map(view: _View, stations: Stations) -> Stations:
+    """Stations within the view: a dot that the frame cuts through is of no use."""
+    x, y = view.to_axes(stations[0], stations[1])
+    left, right, bottom, top = view.extent
+    inside = (x >= left) & (x <= right) & (y >= bottom) & (y <= top)
+    return stations[0][inside], stations[1][inside], stations[2][inside]
 
 
 def _surroundings(axes: Axes, view: _View) -> None:
@@ -322,9 +371,14 @@ def _ticks(axis: Float, degrees: Float, levels: Float, plus: str, minus: str) ->
     """Where lines of whole degrees meet an edge of the map, and what to write there."""
     shown = _within(levels, degrees)
     order = np.argsort(degrees)
-    turned = (shown + 180) % 360 - 180 if plus == "E" else shown
-    labels = [f"{abs(v):g}°{plus if v > 0 else minus if v < 0 else ''}" for v in turned]
+    labels = [degrees_text(v, plus + minus) for v in shown]
     return np.interp(shown, degrees[order], axis[order]), labels
+
+
+def degrees_text(value: float, signs: str) -> str:
+    """An angle as maps have it: ``116.4°E``; `signs` are "EW", and longitudes run past 180, or "NS"."""
+    turned = (value + 180) % 360 - 180 if signs == "EW" and abs(value) > 180 else value
+    return f"{abs(turned):g}°{signs[0] if turned > 0 else signs[1] if turned < 0 else ''}"
 
 
 def _scale_bar(axes: Axes, view: _View) -> None:
@@ -341,9 +395,9 @@ def _scale_bar(axes: Axes, view: _View) -> None:
     axes.text(*where, f"{length:g} km", ha="center", va="bottom", fontsize=9, bbox=box, zorder=5.9)
 
 
-def _colour_bar(axes: Axes, style: _Style) -> None:
+def _colour_bar(axes: Axes, style: Style) -> None:
     mappable = ScalarMappable(style.norm, style.colormap)
-    bar = axes.figure.colorbar(mappable, ax=axes, ticks=style.levels, shrink=0.86, pad=0.015, aspect=28)
+    bar = axes.figure.colorbar(mappable, ax=axes, ticks=style.levels, format="{x:g}", shrink=0.86, pad=0.015, aspect=28)
     bar.set_label(style.label, fontsize=11)
     bar.ax.tick_params(labelsize=9)
 
@@ -378,20 +432,18 @@ def _legend(axes: Axes, field: xr.DataArray, stations: bool, extrapolated: bool)
 
 
 def _frame(figure: Figure, title: str, provenance: str, made_up: bool) -> None:
-    """Title above, provenance below, and the stamp that no one can overlook."""
+    """Title above, provenance below, and the stamp."""
     figure.suptitle(title, x=0.01, ha="left", fontsize=15, fontweight="bold")
     figure.supxlabel("\n".join(filter(None, [provenance, CREDIT])), x=0.01, ha="left", fontsize=8, color="#444444")
     if made_up:
-        box = {"facecolor": "#b00020", "edgecolor": "none", "boxstyle": "square,pad=0.35"}
-        stamp: dict[str, Any] = {
-            "ha": "right",
-            "va": "top",
-            "fontsize": 13,
-            "fontweight": "bold",
-            "color": "white",
-            "bbox": box,
-        }
-        figure.text(0.99, 0.988, "SIMULATED DATA", **stamp)
+        stamp(figure)
+
+
+def stamp(figure: Figure, size: float = 13) -> None:
+    """Say in the upper right corner that the data is made up; no one can overlook it."""
+    box = {"facecolor": "#b00020", "edgecolor": "none", "boxstyle": "square,pad=0.35"}
+    how: dict[str, Any] = {"ha": "right", "va": "top", "fontsize": size, "fontweight": "bold", "color": "white"}
+    figure.text(0.99, 0.988, "SIMULATED DATA", bbox=box, **how)
 
 
 def _save(figure: Figure, path: Path) -> Path:

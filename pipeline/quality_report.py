@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from jinja2 import Environment, StrictUndefined
 
+from pipeline import page
 from pipeline.atomic import replacing
 from pipeline.contract import POLLUTANTS
 from pipeline.qc import clocks, pictures
@@ -20,6 +18,9 @@ from pipeline.qc.record import Record
 
 #: Stations and groups that are listed by name.
 WORST, LISTED = 25, 60
+
+#: Pollutants as readers write them.
+NAMES = {"pm2p5": "PM2.5", "pm10": "PM10", "so2": "SO₂", "no2": "NO₂", "o3": "O₃", "co": "CO"}
 
 Table = dict[str, list[Any]]
 
@@ -68,15 +69,13 @@ def _hours(offset: float) -> str:
 
 def write(records: Sequence[Record], about: About, path: Path) -> Path:
     """Write the page in one step."""
-    text = resources.files("pipeline").joinpath("templates/quality-control.html").read_text("utf-8")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     with replacing(path) as part:
-        part.write_text(environment.from_string(text).render(_content(records, about)), "utf-8")
+        part.write_text(page.render("quality-control.html", _content(records, about)), "utf-8")
     return path
 
 
 def _content(records: Sequence[Record], about: About) -> dict[str, Any]:
-    stations, daily = _stations(records), pd.concat([record.daily for record in records])
+    stations, daily = station_counts(records), pd.concat([record.daily for record in records])
     shares = pd.concat([record.shares for record in records])
     drawn = _pictures(records, stations, daily, shares, about)
     return {
@@ -86,7 +85,7 @@ def _content(records: Sequence[Record], about: About) -> dict[str, Any]:
         "simulated": about.simulated,
         "alarms": alarms(records),
         "headline": _headline(stations),
-        "pictures": {name: base64.b64encode(png).decode("ascii") for name, png in drawn.items()},
+        "pictures": {name: page.picture(png) for name, png in drawn.items()},
         "counts": _counts(records),
         "worst": _worst(stations),
         "clock": _table(judged_clocks(records).reset_index()),
@@ -112,7 +111,7 @@ def _pictures(
     return drawn
 
 
-def _stations(records: Sequence[Record]) -> pd.DataFrame:
+def station_counts(records: Sequence[Record]) -> pd.DataFrame:
     """Counts of all months, and each station's latest place."""
     every = pd.concat([record.stations for record in records])
     counts = every.drop(columns=["lon", "lat"]).groupby(level=0).sum()
@@ -138,7 +137,7 @@ def _counts(records: Sequence[Record]) -> Table:
     share = (100 * total["count"] / total["of"].clip(lower=1)).unstack()
     shares = share.loc[list(FLAGS), list(POLLUTANTS)].to_numpy()
     rows = [[name, *(f"{one:.3f}" for one in row)] for name, row in zip(FLAGS, shares, strict=True)]
-    return {"head": ["flag", *POLLUTANTS], "rows": rows}
+    return {"head": ["flag", *NAMES.values()], "rows": rows}
 
 
 def _worst(stations: pd.DataFrame) -> Table:

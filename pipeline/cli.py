@@ -14,7 +14,7 @@ from importlib.metadata import version
 
 import click
 
-from pipeline.commands import export, observe, publish, run, trace, train
+from pipeline.commands import export, history, observe, publish, run, trace, train
 from pipeline.console import logging_to_console
 from pipeline.errors import AqnetError
 
@@ -30,6 +30,9 @@ COMMANDS = (
     train.evaluate,
     run.simulate,
     export.export_command,
+    history.history_command,
+    history.diff_command,
+    history.accept_command,
     publish.publish,
     publish.serve,
     observe.fetch,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -91,19 +92,21 @@ def serve(out: Path, host: str = "127.0.0.1", port: int = 8000) -> None:
     ConfigError
         When there is no folder of products, or the address cannot be had.
     """
-    config = uvicorn.Config(application(out), host, port, log_config=None, access_log=False, server_header=False)
-    socket = _listen(config)
-    name, taken = socket.getsockname()[:2]
+    config = uvicorn.Config(application(out), log_config=None, access_log=False, server_header=False)
+    listening = _listen(host, port)
+    name, taken = listening.getsockname()[:2]
     logger.info("serving %s at http://%s:%d/ until Ctrl-C", out, f"[{name}]" if ":" in name else name, taken)
     try:
-        uvicorn.Server(config).run(sockets=[socket])
+        with listening:
+            uvicorn.Server(config).run(sockets=[listening])
     except KeyboardInterrupt:
         logger.info("stopped serving %s", out)
 
 
-def _listen(config: uvicorn.Config) -> Any:
-    """Bind the socket; uvicorn ends the process where it cannot, which is not for it to do."""
+def _listen(host: str, port: int) -> socket.socket:
+    """Take the address, so that whoever reads it in the log can ask at once."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return config.bind_socket()
-    except SystemExit:
-        raise ConfigError(f"--host {config.host} --port {config.port}: expected an address that is free here") from None
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise ConfigError(f"--host {host} --port {port}: expected an address that is free here: {error}") from error

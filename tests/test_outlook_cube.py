@@ -330,7 +330,7 @@ def test_netcdf_of_an_outlook(published: stages.Run) -> None:
     with netCDF4.Dataset(path) as file:
         meanings = dict(zip(file["stream"].flag_meanings.split(), file["stream"].flag_values, strict=True))
         assert (file["stream"][:] == meanings["outlook"]).all()
-        assert file["pm2p5"].coordinates == "forecast_reference_time"
+        assert file["pm2p5"].coordinates == "height forecast_reference_time"
         assert file["forecast_reference_time"].standard_name == "forecast_reference_time"
         assert "_FillValue" not in file["forecast_reference_time"].ncattrs()
 
@@ -375,7 +375,7 @@ def test_an_outlook_over_the_end_of_a_month_on_a_projected_grid(settings: dict[s
         "map outlook": f"{stem}20191130-20191201.png",
     }
     with netCDF4.Dataset(run.files["outlook 2019-12"]) as file:
-        assert file["pm2p5"].coordinates == "lat lon forecast_reference_time"
+        assert file["pm2p5"].coordinates == "lat lon height forecast_reference_time"
         assert file["forecast_reference_time"][...] == file["time"][0] - 9
 
 

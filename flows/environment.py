@@ -1,10 +1,19 @@
-"""Prefect's environment. It is read once, when prefect is first imported, so all of this must come before."""
+"""Prefect's environment, read once, when prefect is first imported, so it must come before; and what watches a run."""
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline import logs
+
+if TYPE_CHECKING:
+    from pipeline.config import RunConfig
 
 #: No telemetry anywhere; and a cold machine may need more than Prefect's 20 seconds to start the ephemeral server.
 ALWAYS = {
@@ -15,6 +24,9 @@ ALWAYS = {
 
 #: On the command line `aqnet` reports errors itself, in one line, so Prefect's log with its tracebacks stays silent.
 COMMAND_LINE = {"PREFECT_LOGGING_LEVEL": "CRITICAL", "PREFECT_LOGGING_TO_API_ENABLED": "false"}
+
+#: Loggers by which Prefect speaks of a run.
+_PREFECT = ("", "prefect", "prefect.flow_runs", "prefect.task_runs")
 
 
 def prepare() -> None:
@@ -39,3 +51,69 @@ def _home() -> Path:
     except OSError:
         return Path(tempfile.mkdtemp(prefix="aqnet-prefect-"))
     return cache
+
+
+# ---- watching ----
+
+
+@contextmanager
+def watched(config: RunConfig, run_id: str) -> Iterator[None]:
+    """Watch a run: its log names it, goes to Prefect, holds no secret; at the end, well or not, metrics are left."""
+    from pipeline import metrics
+
+    with _logged(run_id), logs.about(run_id=run_id), metrics.recorded(config):
+        yield
+
+
+@contextmanager
+def _logged(run_id: str) -> Iterator[None]:
+    """Send our log where Prefect's goes, unless the command line took it."""
+    logger = logging.getLogger("aqnet")
+    if not logger.propagate:
+        yield
+        return
+    _make_safe(logs.wanted())
+    handler, level = _to_prefect(run_id), logger.level
+    logger.addHandler(handler)
+    logger.setLevel(min(level or logging.INFO, logging.INFO))
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+def _to_prefect(run_id: str) -> logging.Handler:
+    """Handler for Prefect's API; it says of each record which run it is of, for a thread cannot tell."""
+    from prefect.logging.handlers import APILogHandler
+
+    def known(record: logging.LogRecord) -> bool:
+        record.flow_run_id = run_id
+        return True
+
+    handler = APILogHandler()
+    handler.addFilter(known)
+    handler.setFormatter(logs.Hiding(logging.Formatter("%(message)s")))
+    return handler
+
+
+def _make_safe(form: str) -> None:
+    """Take secrets out of what Prefect's handlers say, and let those of the console write JSON where that is wanted."""
+    for name in _PREFECT:
+        logger = logging.getLogger(name)
+        for handler in list(logger.handlers):
+            if not type(handler).__module__.startswith("prefect.") or isinstance(handler.formatter, logs.Hiding):
+                continue
+            if form == "json" and isinstance(handler, logging.StreamHandler):
+                logger.removeHandler(handler)
+                logger.addHandler(_json_to(handler))
+            else:
+                handler.setFormatter(logs.Hiding(handler.formatter or logging.Formatter()))
+
+
+def _json_to(handler: logging.Handler) -> logging.Handler:
+    """Write JSON lines to the stream of a handler, past its colours."""
+    plain = logging.StreamHandler(getattr(handler, "stream", None))
+    plain.setLevel(handler.level)
+    plain.setFormatter(logs.JsonLines())
+    return plain

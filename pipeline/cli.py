@@ -8,14 +8,14 @@ from __future__ import annotations
 import logging
 import signal
 import sys
-import traceback
 from collections.abc import Sequence
 from importlib.metadata import version
 
 import click
 
+from pipeline import logs
 from pipeline.commands import export, history, observe, publish, run, trace, train
-from pipeline.console import logging_to_console
+from pipeline.console import fail, logging_to_console
 from pipeline.errors import AqnetError
 
 logger = logging.getLogger("aqnet")
@@ -51,47 +51,48 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def run_command(argv: Sequence[str]) -> int:
     """Run the command and return its exit code; errors are one line on stderr."""
-    debug = False
+    debug, form = False, logs.wanted()
     try:
         with aqnet.make_context("aqnet", list(argv)) as context:
-            debug = context.params["debug"]
+            debug, form = context.params["debug"], context.params["log_format"] or form
             aqnet.invoke(context)
     except click.exceptions.Exit as finished:
         return finished.exit_code
     except click.ClickException as error:
         where = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "aqnet"
-        click.echo(f"aqnet: error: {error.format_message()} (see {where} --help)", err=True)
+        fail(f"aqnet: error: {error.format_message()} (see {where} --help)", form)
         return error.exit_code
     except AqnetError as error:
-        click.echo(f"aqnet: error: {error}", err=True)
+        fail(f"aqnet: error: {error}", form, error)
         return EXIT_ERROR
     except (KeyboardInterrupt, click.Abort):
-        click.echo("aqnet: interrupted; nothing was published", err=True)
+        fail("aqnet: interrupted; nothing was published", form)
         return EXIT_INTERRUPTED
     except Exception as error:
-        return _report_bug(error, debug)
+        return _report_bug(error, debug, form)
     return 0
 
 
-def _report_bug(error: Exception, debug: bool) -> int:
-    if debug:
-        traceback.print_exception(error)
-    hint = "" if debug else "; `aqnet --debug COMMAND ...` shows the traceback"
+def _report_bug(error: Exception, debug: bool, form: str) -> int:
+    hint = "" if debug or form == "json" else "; `aqnet --debug COMMAND ...` shows the traceback"
     message = " ".join(str(error).split())
-    click.echo(f"aqnet: this is a bug: {type(error).__name__}: {message}{hint}", err=True)
+    fail(f"aqnet: this is a bug: {type(error).__name__}: {message}{hint}", form, error, traceback=debug)
     return EXIT_BUG
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(version("aqnet-reanalysis"), prog_name="aqnet")
 @click.option("--debug", is_flag=True, help="Log more, and show the traceback of a bug.")
+@click.option(
+    "--log-format", type=click.Choice(logs.FORMATS), help="Log lines for people or for programs (AQNET_LOG_FORMAT)."
+)
 @click.pass_context
-def aqnet(context: click.Context, debug: bool) -> None:
+def aqnet(context: click.Context, debug: bool, log_format: str | None) -> None:
     """Hourly gridded PM2.5 reanalysis from station observations.
 
     `aqnet run` without anything else simulates a week, runs the whole pipeline over it and scores the result.
     """
-    context.with_resource(logging_to_console(debug))
+    context.with_resource(logging_to_console(debug, log_format or logs.wanted()))
 
 
 for _command in COMMANDS:

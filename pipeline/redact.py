@@ -1,0 +1,73 @@
+"""What must never be told: secrets of the environment and of addresses, taken out of whatever is said.
+
+A secret is the value of an environment variable whose name looks like one (`NAME`), the user and password of an
+address, a value in its query under such a name, and what an ``Authorization`` header carries. Values shorter than
+`LEAST`, and plain words such as ``false``, stay: taking them out would make every line unreadable.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import quote, quote_plus
+
+HIDDEN = "***"
+LEAST = 4
+
+#: What a name of a secret holds.
+NAME = re.compile(r"KEY|SECRET|TOKEN|PASSW|PASSPHRASE|CREDENTIAL", re.IGNORECASE)
+_PLAIN = frozenset({"true", "false", "none", "null"})
+
+_RULES = (
+    (re.compile(r"(?<=://)[^/?#\s\"'<>]*@"), f"{HIDDEN}@"),
+    (re.compile(rf"([?&;][^=&\s]*(?:{NAME.pattern}|signature)[^=&\s]*=)[^&\s\"'<>]+", re.IGNORECASE), rf"\1{HIDDEN}"),
+    (re.compile(r"(authorization\W{1,6}(?:(?:bearer|basic|token)\s+)?)[^\s\"',;]+", re.IGNORECASE), rf"\1{HIDDEN}"),
+)
+
+
+def secrets(environment: Mapping[str, str] | None = None) -> list[str]:
+    """Texts that must not be told, longest first: values of variables that look secret, and how they may be written."""
+    found: set[str] = set()
+    for name, value in (os.environ if environment is None else environment).items():
+        if NAME.search(name):
+            found |= _spellings(value)
+    return sorted(found, key=len, reverse=True)
+
+
+def _spellings(value: str) -> set[str]:
+    """A value as it is, in an address, quoted, on one line, and each of its longer lines (of a private key, say)."""
+    lines = {line.strip() for line in value.splitlines() if len(line.strip()) >= 4 * LEAST}
+    written = {value, value.strip(), quote(value), quote(value, safe=""), quote_plus(value), " ".join(value.split())}
+    written |= {repr(value)[1:-1], json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1]}
+    return {one for one in written | lines if len(one) >= LEAST and one.lower() not in _PLAIN}
+
+
+def text(said: str, known: list[str] | None = None) -> str:
+    """Return a text without secrets; `known` are those of `secrets`, where they were looked up already."""
+    for secret in secrets() if known is None else known:
+        said = said.replace(secret, HIDDEN)
+    for rule, instead in _RULES:
+        said = rule.sub(instead, said)
+    return said
+
+
+def value(said: Any, known: list[str] | None = None) -> Any:
+    """Return anything ready for strict JSON and without secrets: in texts, keys, and fields whose name looks secret."""
+    known = secrets() if known is None else known
+    if isinstance(said, Mapping):
+        return {text(str(k), known): HIDDEN if _secret_field(k, v) else value(v, known) for k, v in said.items()}
+    if isinstance(said, list | tuple | set | frozenset):
+        return [value(one, known) for one in said]
+    if hasattr(said, "item") and getattr(said, "ndim", None) == 0:  # a number of numpy's
+        said = said.item()
+    if said is None or isinstance(said, bool | int) or (isinstance(said, float) and math.isfinite(said)):
+        return said
+    return text(str(said), known)
+
+
+def _secret_field(name: object, said: Any) -> bool:
+    return isinstance(said, str) and bool(NAME.search(str(name)))

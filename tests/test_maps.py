@@ -175,3 +175,39 @@ def test_pictures_are_the_same_bytes_for_the_same_field(tmp_path: Path) -> None:
     field = some_field(Grid((115, 34, 119, 38), 0.2))
     first, second = (maps.draw(field, tmp_path / f"{k}.png", title="same").read_bytes() for k in range(2))
     assert first == second
+
+
+def test_a_panel_is_a_map_without_words_and_is_stamped_when_simulated(tmp_path: Path) -> None:
+    field = some_field(Grid((115, 34, 121, 39), 0.25))
+    images = {}
+    for made_up in (False, True):
+        path = tmp_path / f"{made_up}.png"
+        path.write_bytes(maps.panel(field, maps.CONCENTRATION, hatched=field > 1000, made_up=made_up))
+        images[made_up] = imread(path)[:, :, :3]
+        assert colours(path, 0.1, 0.8, 0.2, 0.8) > 30
+    red = np.array([0xB0, 0x00, 0x20]) / 255
+    stamped = {made_up: int((np.abs(image - red).max(axis=-1) < 0.01).sum()) for made_up, image in images.items()}
+    assert stamped[False] == 0
+    assert stamped[True] > 2000
+
+
+def test_stations_outside_the_map_leave_no_mark(tmp_path: Path) -> None:
+    field = some_field(Grid((115, 34, 119, 38), 0.25))
+    none = (np.zeros(0),) * 3
+    beyond = (np.array([119.14, 115.0]), np.array([36.0, 38.15]), np.array([300.0, 300.0]))
+    pictures = [maps.panel(field, maps.CONCENTRATION, stations=stations) for stations in (none, beyond)]
+    assert pictures[0] == pictures[1]
+
+
+@pytest.mark.parametrize(
+    ("value", "signs", "text"),
+    [
+        (116.4, "EW", "116.4°E"),
+        (-70.0, "EW", "70°W"),
+        (190.0, "EW", "170°W"),
+        (0.0, "NS", "0°"),
+        (-33.5, "NS", "33.5°S"),
+    ],
+)
+def test_angles_are_written_as_on_maps(value: float, signs: str, text: str) -> None:
+    assert maps.degrees_text(value, signs) == text

@@ -1,0 +1,2 @@
+-- Prefect searches names by trigrams.
+CREATE EXTENSION IF NOT EXISTS pg_trgm;

@@ -87,6 +87,8 @@ def withheld_stations(summary: Summary) -> bytes | None:
     _count_bar(figure, panels[:2], drawn)
     pit = calibration(summary.pairs).rename(index=METHODS)
     draw_pit(panels[2], pit, [METHODS[name] for name in shown], "c  PIT histogram")
+    if summary.header.simulated:
+        figure.suptitle(" ", fontsize=12)  # room for the stamp
     draw_reliability(panels[3], pit, [METHODS[name] for name in shown], "d  Reliability of the quantiles")
     return _svg(figure, summary.header.simulated)
 

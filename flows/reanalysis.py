@@ -11,7 +11,7 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 
-from pipeline import report, stages
+from pipeline import report, shards, stages
 from pipeline.config import Month, RunConfig
 from pipeline.errors import AqnetError
 
@@ -81,25 +81,43 @@ def publish(run: stages.Run) -> None:
     stages.publish(run)
 
 
+def months_in_order(run: stages.Run) -> None:
+    """Make the months here, a task a stage."""
+    for month in run.config.months():
+        cube = ingest(run, month)
+        flagged = quality_control(run, cube, month)
+        analyse(run, flagged, month)
+        score(run, flagged, month)
+
+
+@stage
+def months_side_by_side(run: stages.Run, workers: int) -> None:
+    """Make the months in worker processes; see `pipeline.shards`."""
+    shards.make(run, workers)
+
+
 @flow(name="reanalysis")
-def reanalysis(config: RunConfig, reason: str | None = None) -> stages.Run:
+def reanalysis(
+    config: RunConfig, reason: str | None = None, notes: dict[str, str] | None = None, workers: int | None = None
+) -> stages.Run:
     """Make the hours of a configuration and publish them.
 
     Parameters
     ----------
     reason : why, such as "late data", for the record of the revision; without one it says what the run did.
+    notes : global attributes of the cube that a schedule keeps there.
+    workers : processes that make months side by side (`pipeline.shards`); None makes them here, one after the other.
 
     Raises
     ------
     AqnetError
         What is wrong with configuration, input or product; then nothing was published.
     """
-    with stages.begin(config, str(runtime.flow_run.id), reason) as run:
-        for month in config.months():
-            cube = ingest(run, month)
-            flagged = quality_control(run, cube, month)
-            analyse(run, flagged, month)
-            score(run, flagged, month)
+    with stages.begin(config, str(runtime.flow_run.id), reason, notes) as run:
+        if workers is not None:
+            months_side_by_side(run, workers)
+        else:
+            months_in_order(run)
         if config.outlook_hours:
             outlook(run)
         validate(run)

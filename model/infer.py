@@ -154,12 +154,14 @@ class Interpolator:
     def _ahead(self, days: list[slice]) -> Iterator[list[_Piece]]:
         """What the stations say on each day, read `_TOGETHER` days ahead."""
         with ThreadPoolExecutor(1) as reader:
-            read = [partial(alone, lambda hours=hours: list(self._hear(hours))) for hours in days]
-            coming = deque(map(reader.submit, read[:_TOGETHER]))
-            for following in read[_TOGETHER:]:
-                coming.append(reader.submit(following))
+            coming = deque(reader.submit(self._hear_alone, hours) for hours in days[:_TOGETHER])
+            for hours in days[_TOGETHER:]:
+                coming.append(reader.submit(self._hear_alone, hours))
                 yield coming.popleft().result()
             yield from (day.result() for day in coming)
+
+    def _hear_alone(self, hours: slice) -> list[_Piece]:
+        return alone(lambda: list(self._hear(hours)))
 
     @torch.inference_mode()
     def _hear(self, hours: slice) -> Iterator[_Piece]:

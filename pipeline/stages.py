@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -126,12 +126,15 @@ class Run:
 
 
 @contextmanager
-def begin(config: RunConfig, run_id: str, reason: str | None = None) -> Iterator[Run]:
+def begin(
+    config: RunConfig, run_id: str, reason: str | None = None, notes: Mapping[str, str] | None = None
+) -> Iterator[Run]:
     """Digest the inputs, load the network and begin a candidate of the cube; the cube's lock goes back at the end.
 
     Parameters
     ----------
     reason : why the run is made ("late data"), for the revision's record; without one it says what the run did.
+    notes : global attributes of the cube that whoever starts the run keeps there (`pipeline.schedule`).
 
     Raises
     ------
@@ -147,6 +150,7 @@ def begin(config: RunConfig, run_id: str, reason: str | None = None) -> Iterator
     lineage = provenance.lineage(config.digest(), inputs, network.digest, run_id)
     title = {"title": config.title} if config.title else {}
     attrs = lineage | sources.find(config.source).state(config.input) | title | covariates.describe(config.covariates)
+    attrs |= notes or {}
     with write.begin(config.out / CUBE, grid, start, end, attrs, config.outlook_hours) as candidate:
         yield Run(config, run_id, grid, network, inputs, lineage, candidate, known, outlook, reason)
 
@@ -194,7 +198,13 @@ def _compare_with_published(run: Run, flagged: xr.Dataset) -> None:
 
 
 def analyse_month(run: Run, cube: xr.Dataset, month: Month) -> None:
-    """Estimate the month on the grid, block by block, into the candidate."""
+    """Estimate the month on the grid, block by block, into the candidate, and save it there."""
+    estimate_month(run, cube, month)
+    run.candidate.commit(f"aqnet run {run.run_id}: {_label(month)}")
+
+
+def estimate_month(run: Run, cube: xr.Dataset, month: Month) -> None:
+    """Estimate the month on the grid, block by block, into the candidate's session."""
     start, end = month
     with run.measured("analyse", _label(month)) as stage:
         for block in analyse.fields(cube, run.grid, start, end, run.network, run.known, run.config.stream):
@@ -202,7 +212,6 @@ def analyse_month(run: Run, cube: xr.Dataset, month: Month) -> None:
             stage.rows += block["pm2p5"].size
             _report_progress(run, block["time"].values[-1] + HOUR)
         stage.unit = "cell hours"
-        run.candidate.commit(f"aqnet run {run.run_id}: {_label(month)}")
 
 
 def score_month(run: Run, cube: xr.Dataset, month: Month) -> None:

@@ -30,9 +30,8 @@ _REACHED, _NARROW, _WIDE = 0.85, 0.75, 6.0
 #: Area of the dot of a station that has all the weight, points squared; and the smallest.
 _AREA, _SMALLEST = 2600.0, 9.0
 
-#: Stations whose series are drawn: their colours, and where their names stand from them, points.
+#: Stations whose series are drawn: their colours.
 _SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
-_NAMES = ((38, -34), (-76, 30), (-76, -34), (38, 30))
 
 _CELL = "#00a000"
 
@@ -97,8 +96,7 @@ def _map(axes: Axes, trace: Trace, every: list[Station]) -> None:
         )
     axes.add_patch(Polygon(_ring(trace), facecolor="none", edgecolor=_CELL, linewidth=2.2, zorder=6))
     axes.plot(trace.cell.lon, trace.cell.lat, marker="+", color=_CELL, markersize=13, markeredgewidth=1.8, zorder=6)
-    for station, colour, offset in zip(every, _SERIES, _NAMES, strict=False):
-        _name(axes, trace, station, colour, offset)
+    _names(axes, trace, every[: len(_SERIES)])
     bar = axes.figure.colorbar(ScalarMappable(style.norm, style.colormap), ax=axes, ticks=style.levels, shrink=0.8)
     bar.set_label(
         f"Observed PM2.5 of the hour ({maps.UNIT})" if trace.issue is None else f"Last observed ({maps.UNIT})"
@@ -107,13 +105,18 @@ def _map(axes: Axes, trace: Trace, every: list[Station]) -> None:
     axes.legend(handles=_handles(), loc="upper left", fontsize=8.5, framealpha=0.9).set_zorder(8)
 
 
-def _name(axes: Axes, trace: Trace, station: Station, colour: str, offset: tuple[int, int]) -> None:
-    at = (_turned(station.lon, trace.cell.lon), station.lat)
-    how: dict[str, Any] = {"fontsize": 9, "fontweight": "bold", "color": colour, "zorder": 7}
-    line = {"arrowstyle": "-", "color": colour, "linewidth": 1.0}
-    name = station.name.partition(":")[2]
-    text = axes.annotate(name, at, offset, textcoords="offset points", arrowprops=line, **how)
-    text.set_bbox({"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 0.8})
+def _names(axes: Axes, trace: Trace, some: list[Station]) -> None:
+    """Names of the stations of panel b: those farther west to the left of their dots, no line across another."""
+    places = [(_turned(station.lon, trace.cell.lon), station.lat) for station in some]
+    westward = sorted(range(len(some)), key=lambda n: places[n])
+    half = len(some) // 2
+    for side, own in ((-78, westward[:half]), (42, westward[half:])):
+        for height, n in zip((-38, 34), sorted(own, key=lambda n: places[n][1]), strict=False):
+            line = {"arrowstyle": "-", "color": _SERIES[n], "linewidth": 1.0}
+            how: dict[str, Any] = {"fontsize": 9, "fontweight": "bold", "color": _SERIES[n], "zorder": 7}
+            name = some[n].name.partition(":")[2]
+            text = axes.annotate(name, places[n], (side, height), textcoords="offset points", arrowprops=line, **how)
+            text.set_bbox({"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 0.8})
 
 
 def _handles() -> list[Line2D]:

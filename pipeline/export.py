@@ -36,6 +36,7 @@ __all__ = [
     "export_means",
     "export_netcdf",
     "export_zarr",
+    "pieces",
     "sha256sums",
     "subset",
     "write_table",
@@ -156,10 +157,10 @@ def _hour(hours: int) -> np.datetime64:
 
 def _all_of(cube: xr.Dataset, cut: Cut) -> Series:
     """Everything that is cut, as one series; ProductError where a mean has too few hours, or days."""
-    return next(_pieces(cube, cut, whole=True))
+    return next(pieces(cube, cut, whole=True))
 
 
-def _pieces(cube: xr.Dataset, cut: Cut, whole: bool = False) -> Iterator[Series]:
+def pieces(cube: xr.Dataset, cut: Cut, whole: bool = False) -> Iterator[Series]:
     """Series of a file each: a calendar month of hours or days, a calendar year of months; or one of all."""
     part = subset(cube, cut.stream, *_whole(cut), cut.bbox)
     if cut.frequency == "hourly":
@@ -221,7 +222,7 @@ def export_files(
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
     files = []
-    for series in _pieces(cube, cut):
+    for series in pieces(cube, cut):
         stem = f"pm25_{domain}_aqnet_{cut.stream}_v{version}_{cut.label}_{_dates(series, cut)}"
         files += [
             _write(series, out_dir / name, write) for name, write in _writers(series, kind, stem, version, variables)

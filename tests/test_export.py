@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import shutil
 import subprocess
@@ -13,12 +14,15 @@ import netCDF4
 import numpy as np
 import pandas as pd
 import pytest
+import rasterio
 import xarray as xr
 from test_write import GRID, NEW_YEAR, make_block, run
 
 from pipeline import export, layout, write
-from pipeline.contract import FIELDS
+from pipeline.cli import run_command
+from pipeline.contract import FIELD_NAMES, FIELDS
 from pipeline.errors import ConfigError, ProductError
+from pipeline.export import Cut
 from pipeline.grid import Grid
 from pipeline.series import Series, hourly
 
@@ -26,10 +30,15 @@ END_OF_JANUARY = layout.to_hours("2019-01-30T06")
 
 
 @pytest.fixture(scope="module")
-def cube(tmp_path_factory: pytest.TempPathFactory) -> xr.Dataset:
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """From 30 January 06:00 to 2 February 06:00, 72 hours."""
     path = tmp_path_factory.mktemp("cube") / "cube.icechunk"
     run(path, END_OF_JANUARY, END_OF_JANUARY + 72)
+    return path
+
+
+@pytest.fixture(scope="module")
+def cube(path: Path) -> xr.Dataset:
     return write.open_cube(path)
 
 
@@ -240,6 +249,127 @@ def test_memory_does_not_grow_with_the_period(tmp_path: Path) -> None:
     command = [sys.executable, "-c", MEMORY, str(tmp_path)]
     peaks = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.split()
     assert int(peaks[1]) - int(peaks[0]) < 25, peaks
+
+
+# ---- tables and pictures ----
+
+
+def test_csv_holds_every_value_that_is_one(cube: xr.Dataset, tmp_path: Path) -> None:
+    cut = Cut("interim", "hourly", "2019-01-30T06", "2019-02-01T02", (119.5, 36.5, 120.5, 37.5))
+    files = export.export_files(cube, tmp_path, cut, "csv", "x", "0.1.0")
+    assert [file.name[-21:] for file in files] == ["20190130-20190131.csv", "20190201-20190201.csv"]
+    tables = [pd.read_csv(file, parse_dates=["time"]) for file in files]
+    assert [*tables[0]] == ["time", "lat", "lon", *FIELD_NAMES]
+    part = export.subset(cube, "interim", cut.start, cut.end, cut.bbox).drop_dims("bnds")
+    expected = part.to_dataframe().dropna(subset="pm2p5").reset_index()[[*tables[0]]]
+    found = pd.concat(tables, ignore_index=True).assign(time=lambda table: table["time"].dt.tz_localize(None))
+    pd.testing.assert_frame_equal(found, expected, check_dtype=False, rtol=1e-5)
+
+
+@pytest.mark.parametrize("crs", ["EPSG:4326", "EPSG:32650"])
+def test_geotiff_lies_where_the_cells_lie(tmp_path: Path, crs: str) -> None:
+    grid = Grid((119, 36, 121, 38), 0.25 if crs == "EPSG:4326" else 25_000, crs)
+    run(tmp_path / "cube", NEW_YEAR, NEW_YEAR + 26, grid=grid)
+    cube, names = write.open_cube(tmp_path / "cube"), ("pm2p5", "quality_flag")
+    files = export.export_files(cube, tmp_path / "tif", Cut("interim"), "geotiff", "x", "0.1.0", names)
+    assert [file.name for file in files] == [
+        f"pm25_x_aqnet_interim_v0.1.0_hourly_20190101-20190102_{name}.tif" for name in names
+    ]
+    at = np.ravel_multi_index((2, 3), grid.shape)
+    x, y = (axis.ravel()[at] for axis in np.meshgrid(grid.x, grid.y))
+    with rasterio.open(files[0]) as file:
+        assert (file.count, file.crs.to_epsg(), file.nodata) == (26, int(crs[5:]), -9999)
+        assert (file.units[0], file.descriptions[25]) == ("ug m-3", "pm2p5 2019-01-02T01:00:00Z")
+        assert file.tags(26)["time_end"] == "2019-01-02T02:00:00Z"
+        assert "PM2.5" in file.tags()["title"]
+        values = [value[0] for value in file.sample([(x, y)], 26)]
+        assert values == [cube["pm2p5"].values[25].ravel()[at]]
+        np.testing.assert_array_equal(file.read(26, masked=True)[::-1].filled(np.nan), cube["pm2p5"].values[25])
+    with rasterio.open(files[1]) as file:
+        assert file.dtypes[0] == "uint8"
+        np.testing.assert_array_equal(file.read(1)[::-1], cube["quality_flag"].values[0])
+    if shutil.which("gdallocationinfo"):
+        command = ["gdallocationinfo", "-valonly", "-geoloc", "-b", "26", str(files[0]), str(x), str(y)]
+        told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        assert float(told) == pytest.approx(values[0], rel=1e-6)
+
+
+def test_geotiff_of_an_unknown_variable_is_refused(cube: xr.Dataset, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--variable: expected one of pm2p5, .*; found 'stream'"):
+        export.export_files(cube, tmp_path, Cut("interim"), "geotiff", "x", "0.1.0", ["stream"])
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "names"),
+    [
+        ("--format csv --freq daily --end 2019-02-01", ["pm25_x_aqnet_interim_v0.1.0_daily_20190130-20190131.csv"]),
+        (
+            "--format netcdf --freq daily --day-offset 8 --start 2019-02-01",
+            ["pm25_x_aqnet_interim_v0.1.0_daily-utc+08_20190201-20190201.nc"],
+        ),
+        (
+            "--format geotiff --end 2019-02-01 --variable pm2p5_p95",
+            ["pm25_x_aqnet_interim_v0.1.0_hourly_20190130-20190131_pm2p5_p95.tif"],
+        ),
+    ],
+)
+def test_the_command_writes(path: Path, tmp_path: Path, words: str, names: list[str]) -> None:
+    assert run_command(["export", "--cube", str(path), "--out", str(tmp_path), "--domain", "x", *words.split()]) == 0
+    assert sorted(file.name for file in tmp_path.iterdir()) == names
+
+
+# ---- appended or in one go ----
+
+#: What tells of the making of a product, and so differs where the making did.
+OF_THE_MAKING = {"date_created", "history", "revision", "flow_run_id"}
+
+
+def test_twenty_appended_runs_make_the_products_of_one(tmp_path: Path) -> None:
+    """Values, coordinates and attributes of every file, of the Zarr and of the cube; but for `OF_THE_MAKING`."""
+    start = NEW_YEAR + 6
+    edges = [
+        start,
+        *np.sort(np.random.default_rng(0).choice(np.arange(start + 1, start + 600), 19, replace=False)),
+        start + 600,
+    ]
+    for first, last in itertools.pairwise(map(int, edges)):
+        run(tmp_path / "many", first, last)
+    run(tmp_path / "one", start, start + 600)
+    cubes = [write.open_cube(tmp_path / name) for name in ("many", "one")]
+    assert [len(write.history(tmp_path / name)) for name in ("many", "one")] == [20, 1]
+    for frequency in export.FREQUENCIES:
+        files = []
+        for cube, name in zip(cubes, ("many", "one"), strict=True):
+            cut = Cut("interim", frequency)
+            files.append(export.export_files(cube, tmp_path / f"{name}-nc", cut, "netcdf", "x", "0.1.0"))
+            files[-1].append(export.export_zarr(cube, tmp_path / f"{name}-zarr" / f"{frequency}.zarr", cut=cut))
+        for many, one in zip(*files, strict=True):
+            assert many.name == one.name
+            assert_same_product(many, one)
+    assert_same_product(*cubes)
+
+
+def assert_same_product(many: Path | xr.Dataset, one: Path | xr.Dataset) -> None:
+    """Everything equal, dtypes, attributes of variables and their order in a file among it."""
+    opened = []
+    for product in (many, one):
+        raw = {"decode_cf": False, "mask_and_scale": False}
+        if isinstance(product, Path):
+            product = xr.open_dataset(product, **raw) if product.is_file() else xr.open_zarr(product, **raw)
+        opened.append(product.load())
+        product.close()
+    differing = {name for name in opened[0].attrs if opened[0].attrs[name] != opened[1].attrs.get(name)}
+    assert differing <= OF_THE_MAKING
+    assert opened[0].attrs.keys() == opened[1].attrs.keys()
+    if isinstance(many, Path) and many.is_file():
+        assert [*opened[0].variables] == [*opened[1].variables]
+    xr.testing.assert_identical(*(product.drop_attrs(deep=False) for product in opened))
+    for name, variable in opened[0].variables.items():
+        assert variable.dtype == opened[1][name].dtype
+
+
+# ---- points ----
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet", ".nc"])

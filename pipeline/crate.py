@@ -30,6 +30,8 @@ PROFILE = "https://w3id.org/ro/wfrun/process/0.5"
 _TERMS = {"sha256": "https://w3id.org/ro/terms/workflow-run#sha256"}
 
 _FORMATS = {
+    ".csv": "text/csv",
+    ".tif": "image/tiff",
     ".html": "text/html",
     ".json": "application/json",
     ".nc": "application/netcdf",

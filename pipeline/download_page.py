@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from importlib import resources
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined
 from pyproj import CRS
 
-from pipeline import catalog, crate, provenance
+from pipeline import catalog, crate, page, provenance
 from pipeline.atomic import replacing
 from pipeline.editions import Edition, domains, editions, is_simulated, newest, title_of
 from pipeline.inventory import Inventory, Product
@@ -23,7 +21,6 @@ NAME = catalog.PAGE
 
 #: Files of the folder that people may want beside the products, and what they are.
 _BESIDE = {
-    "report.html": "report of the last run",
     "run-report.html": "report of the last run",
     "quality-control.html": "quality control of the observations of the last run",
     provenance.LINEAGE: "digests of every input of the last run",
@@ -32,6 +29,9 @@ _BESIDE = {
     crate.NAME: "provenance as RO-Crate, for programs",
     crate.SUMS: "SHA-256 of every file, for sha256sum --check",
 }
+
+#: Those that are written with the page or after it.
+_ALWAYS = (catalog.ROOT, crate.NAME, crate.SUMS)
 
 _LICENCES = {"https://creativecommons.org/licenses/by/4.0/": "CC BY 4.0"}
 
@@ -70,11 +70,9 @@ def write(inventory: Inventory, citation: str) -> Path:
     inventory : of the folder, once the catalogue is in it.
     citation : how to cite the products.
     """
-    text = resources.files("pipeline").joinpath("templates/downloads.html").read_text("utf-8")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    path = inventory.folder / NAME
+    text, path = page.render("downloads.html", _content(inventory, citation)), inventory.folder / NAME
     with replacing(path) as part:
-        part.write_text(environment.from_string(text).render(_content(inventory, citation)), "utf-8")
+        part.write_text(text, "utf-8")
     return path
 
 
@@ -82,7 +80,7 @@ def _content(inventory: Inventory, citation: str) -> dict[str, Any]:
     product = newest(inventory)
     licence = product.attrs.get("license", "")
     return {
-        "title": title_of(inventory).removeprefix("SIMULATED: "),
+        "title": title_of(inventory),
         "summary": product.attrs.get("summary", ""),
         "simulated": is_simulated(inventory),
         "facts": _facts(inventory),
@@ -137,7 +135,7 @@ def _months(inventory: Inventory) -> list[Month]:
 def _month(inventory: Inventory, name: str, of: Sequence[Edition]) -> Month:
     current = [_offer(inventory, product) for edition in of if not edition.successor for product in edition.products]
     replaced = [_offer(inventory, product) for edition in of if edition.successor for product in edition.products]
-    title = datetime.strptime(name, "%Y-%m").strftime("%B %Y")
+    title = datetime.strptime(name, "%Y-%m").strftime("%B %Y") if "-" in name else f"{name}, several months"
     return Month(title, current, replaced, [edition.revision for edition in of if edition.cube])
 
 

@@ -14,10 +14,11 @@ from pipeline.inventory import Inventory, Product, Revision
 
 @dataclass(frozen=True)
 class Edition:
-    """What there is of one calendar month at one revision of the cube.
+    """What there is of one calendar month, or of several months of a year, at one revision of the cube.
 
     Attributes
     ----------
+    month : ``YYYY-MM``, or ``YYYY`` of files that hold several months.
     period : first hour and the end of the last, ISO 8601 UTC.
     products : NetCDF files that are there of it, perhaps none.
     cube : the revision, where the cube has it.
@@ -92,8 +93,9 @@ def _months(revision: Revision) -> dict[str, tuple[str, str]]:
 
 
 def newest(inventory: Inventory) -> Product:
-    """Product of the newest revision, of its latest period."""
-    return max(inventory.products, key=lambda product: (_number(product.revision), product.period))
+    """Product of the newest revision, of its latest period; one of hours where there is any."""
+    kinds = [product for product in inventory.products if product.frequency == "hourly"] or inventory.products
+    return max(kinds, key=lambda product: (_number(product.revision), product.period))
 
 
 def title_of(inventory: Inventory) -> str:

@@ -66,7 +66,7 @@ def _edges(centres: Float) -> tuple[float, float, float]:
 
 def describe_cube(item: pystac.Item, product: Product, period: tuple[str, str]) -> None:
     """Dimensions and variables; see https://github.com/stac-extensions/datacube."""
-    axes, step = product.axes, _STEPS.get(product.frequency)
+    axes, step = product.axes, _STEPS.get(product.frequency.split("-")[0])
     dimensions = {"time": Dimension.from_dict({"type": "temporal", "extent": list(period), "step": step})}
     for letter, name, values in zip("yx", axes.spatial, (axes.y, axes.x), strict=True):
         dimensions[name] = Dimension.from_dict(_spatial(letter, values, axes.crs))

@@ -17,10 +17,10 @@ from pipeline import write
 from pipeline.errors import ProductError
 from pipeline.provenance import digest_file
 
-#: ``pm25_<domain>_aqnet_<stream>_v<version>_<frequency>_<first day>-<last day>.nc``.
+#: ``pm25_<domain>_aqnet_<stream>_v<version>_<frequency>_<first day>-<last day>.nc``; days that are not UTC's say so.
 NAME = re.compile(
-    r"pm25_(?P<domain>[A-Za-z0-9-]+)_aqnet_(?P<stream>[a-z]+)_v(?P<version>[0-9.]+)_(?P<frequency>[a-z]+)"
-    r"_(?P<first>\d{6,8})-(?P<last>\d{6,8})\.nc"
+    r"pm25_(?P<domain>[A-Za-z0-9-]+)_aqnet_(?P<stream>[a-z]+)_v(?P<version>[0-9.]+)"
+    r"_(?P<frequency>[a-z]+(?:-utc[+-]\d\d)?)_(?P<first>\d{8})-(?P<last>\d{8})\.nc"
 )
 
 #: A line of the global attribute ``history``, as `pipeline.write` adds one a revision; an outlook goes beyond the end.
@@ -70,26 +70,25 @@ class Axes:
 
 @dataclass(frozen=True)
 class Product:
-    """One NetCDF file and what its name and attributes say; `period` is ISO 8601 UTC, half open."""
+    """One NetCDF file and what its name, attributes and time axis say.
+
+    Attributes
+    ----------
+    frequency : ``hourly``, ``daily`` or ``monthly``; ``daily-utc+08`` where days are not those of UTC.
+    month : calendar month ``YYYY-MM`` of its days, or the year where they are of several months.
+    period : first hour and the end of the last, ISO 8601 UTC.
+    """
 
     file: File
     domain: str
     stream: str
     version: str
     frequency: str
+    month: str
+    period: tuple[str, str]
     attrs: dict[str, str]
     variables: dict[str, Variable]
     axes: Axes
-
-    @property
-    def period(self) -> tuple[str, str]:
-        """First hour, and the end of the last."""
-        return self.attrs["time_coverage_start"], self.attrs["time_coverage_end"]
-
-    @property
-    def month(self) -> str:
-        """Calendar month of the first hour, ``YYYY-MM``."""
-        return self.period[0][:7]
 
     @property
     def revision(self) -> str:
@@ -180,20 +179,31 @@ def _visible(folder: Path) -> Iterator[tuple[str, Path]]:
             yield name.as_posix(), path
 
 
-def read_product(folder: Path, file: File, match: re.Match[str]) -> Product:
-    """Read what a NetCDF file says of itself; ProductError where it cannot be read or lacks its period."""
+def read_product(folder: Path, file: File, name: re.Match[str]) -> Product:
+    """Read what a NetCDF file says of itself; ProductError where it cannot be read or says too little."""
     try:
         with netCDF4.Dataset(folder / file.name) as data:
-            attrs = {name: _plain(data.getncattr(name)) for name in data.ncattrs()}
-            variables = {name: _variable(found) for name, found in data.variables.items() if len(found.dimensions)}
-            axes = _axes(data)
-    except (OSError, KeyError, IndexError) as error:
-        raise ProductError(f"{folder / file.name}: expected a NetCDF product; found none: {error}") from error
-    if lacking := {"time_coverage_start", "time_coverage_end", "revision", "title"} - set(attrs):
+            attrs = {key: _plain(data.getncattr(key)) for key in data.ncattrs()}
+            variables = {key: _variable(found) for key, found in data.variables.items() if len(found.dimensions)}
+            axes, period = _axes(data), _period(data["time_bnds"])
+    except (OSError, LookupError, AttributeError) as error:
+        raise ProductError(
+            f"{folder / file.name}: expected a NetCDF product; cannot read it as one: {error}"
+        ) from error
+    if lacking := {"revision", "title"} - set(attrs):
         raise ProductError(f"{folder / file.name}: global attribute '{min(lacking)}' is missing")
-    named = match.groupdict()
-    about = {name: named[name] for name in ("domain", "stream", "version", "frequency")}
-    return Product(file, **about, attrs=attrs, variables=variables, axes=axes)
+    domain, stream, version, frequency, first, last = name.groups()
+    return Product(file, domain, stream, version, frequency, _month(first, last), period, attrs, variables, axes)
+
+
+def _month(first: str, last: str) -> str:
+    return f"{first[:4]}-{first[4:6]}" if first[:6] == last[:6] else first[:4]
+
+
+def _period(bounds: Any) -> tuple[str, str]:
+    """Start of the first and end of the last averaging period, which are hours since 1970."""
+    first, end = (np.datetime64(int(hour), "h").astype("M8[s]") for hour in (bounds[0, 0], bounds[-1, 1]))
+    return f"{first}Z", f"{end}Z"
 
 
 def _plain(value: Any) -> Any:

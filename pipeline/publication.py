@@ -7,7 +7,8 @@ and the cube beside them.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from PIL import Image
@@ -27,7 +28,12 @@ CUBE, PRODUCTS = "cube.icechunk", "products"
 MADE = (catalog.ROOT, catalog.FOLDER, download_page.NAME, crate.NAME, crate.SUMS)
 
 #: Where people, programs, auditors and `sha256sum` begin.
-ENTRANCES = (download_page.NAME, catalog.ROOT, crate.NAME, crate.SUMS)
+_ENTRANCES = {
+    "page": download_page.NAME,
+    "catalogue": catalog.ROOT,
+    "provenance": crate.NAME,
+    "checksums": crate.SUMS,
+}
 
 #: Width of the small form of a map, pixels.
 _SMALL = 480
@@ -56,9 +62,38 @@ def publish(out: Path) -> Path:
     folder = out / PRODUCTS
     if not folder.is_dir():
         raise ConfigError(f"{out}: expected the output folder of `aqnet run`; found no folder '{PRODUCTS}' in it")
-    with staged(folder) as products:
-        complete(products, out / CUBE)
+    with offering(out):
+        pass
     return folder
+
+
+@contextmanager
+def offering(out: Path) -> Iterator[Path]:
+    """Give a hidden copy of the products to put files into; they are offered, all of them at once, when the block ends.
+
+    What is there already is shared by hard links: replace it (`pipeline.atomic.replacing`), never write into it.
+
+    Parameters
+    ----------
+    out : output folder of a run; its ``products`` need not exist yet.
+    """
+    with staged(out / PRODUCTS) as products:
+        yield products
+        complete(products, out / CUBE)
+
+
+def in_place(files: Mapping[str, Path], products: Path) -> dict[str, Path]:
+    """Give each path in the copy that `offering` gave as readers will find it; other paths as they are."""
+    place = products.with_name(PRODUCTS)
+    return {
+        name: place / path.relative_to(products) if path.is_relative_to(products) else path
+        for name, path in files.items()
+    }
+
+
+def entrances(products: Path) -> dict[str, Path]:
+    """Files to begin with in a folder of products, by what they are."""
+    return {name: products / file for name, file in _ENTRANCES.items()}
 
 
 def complete(products: Path, cube: Path) -> Inventory:

@@ -21,9 +21,8 @@ def publish(out: Path) -> None:
     from pipeline import publication
 
     exist(out)
-    folder = publication.publish(out)
-    for name in publication.ENTRANCES:
-        click.echo(str(folder / name))
+    for path in publication.entrances(publication.publish(out)).values():
+        click.echo(str(path))
 
 
 @click.command()

@@ -14,7 +14,7 @@ from importlib.metadata import version
 import click
 
 from pipeline import logs
-from pipeline.commands import export, history, observe, publish, run, trace, train
+from pipeline.commands import doctor, export, history, observe, publish, run, trace, train
 from pipeline.console import fail, logging_to_console
 from pipeline.errors import AqnetError
 
@@ -39,6 +39,7 @@ COMMANDS = (
     observe.ingest,
     observe.ledger_command,
     trace.trace,
+    doctor.doctor_command,
 )
 
 

@@ -46,14 +46,22 @@ _STREAMS = {
 
 def as_text(trace: Trace, shown: int = 12) -> str:
     """What is known of a value, the `shown` stations that weigh most named."""
-    parts = [_head(trace), _agreement(trace)]
+    parts = [_head(trace), _NONE if _is_empty(trace) else _agreement(trace)]
     if isinstance(trace.parts, Parts):
         parts += [_decomposition(trace, trace.parts), _stations(trace, trace.parts, shown)]
     elif trace.parts is not None:
         parts += [_forecast(trace, trace.parts), _forecasters(trace, trace.parts, shown)]
-    else:
-        parts.append("No estimate: none of the 48 nearest stations has a valid PM2.5 observation in the hour.")
     return "\n\n".join(filter(None, [*parts, _rejected(trace)]))
+
+
+_NONE = """\
+Recomputed: no estimate either. None of the 48 nearest stations has a valid PM2.5 observation in the hour; hours
+before would give a value, but not an interval that is wide enough."""
+
+
+def _is_empty(trace: Trace) -> bool:
+    """Whether there is no estimate, neither published nor recomputed."""
+    return bool(np.isnan([*trace.published.values.values(), *trace.recomputed.values()]).all())
 
 
 def _head(trace: Trace) -> str:
@@ -63,12 +71,13 @@ def _head(trace: Trace) -> str:
     again = f", published {p.revision} times" if p.revision > 1 else ""
     flags = f"; flags: {', '.join(p.flags)}" if p.flags else ""
     source = f"{trace.config.source}, {trace.config.input}"
-    kept = "as the run read them" if trace.observed.known else "it left no list: whether they are the same is not known"
+    kept = "as the run read them" if trace.observed.known else "not known to be the same: the run left no list"
     kept = "CHANGED since, so values may differ:" if trace.changed else kept
     inputs = "\n".join([kept, *(f"             - {text}" for text in trace.changed)])
+    interval = f"90 % interval {values['pm2p5_p05']:.4g} to {values['pm2p5_p95']:.4g}"
+    value = "no estimate" if np.isnan(values["pm2p5"]) else f"{values['pm2p5']:.4g} ug m-3, {interval}"
     return (
-        f"PM2.5 in the hour from {p.hour} UTC: {values['pm2p5']:.4g} ug m-3, 90 % interval {values['pm2p5_p05']:.4g}"
-        f" to {values['pm2p5_p95']:.4g}\n"
+        f"PM2.5 in the hour from {p.hour} UTC: {value}\n"
         f"  cell       {west:.4f} to {east:.4f} E, {south:.4f} to {north:.4f} N; row {cell.row}, column {cell.column}\n"
         f"  cube       {trace.cube}, {trace.revision}{again}; {trace.title}\n"
         f"  stream     {_STREAMS[p.stream]}{_issued(trace)}{flags}\n"

@@ -241,7 +241,7 @@ def test_without_a_record_of_the_run_the_options_tell(
     found = trace(cube, *PLACE, DAY, overrides=raw)
     assert found.agrees("pm2p5")
     assert not found.observed.known
-    assert "it left no list" in as_text(found)
+    assert "not known to be the same" in as_text(found)
 
 
 def test_an_input_that_went_elsewhere_is_asked_for(cube: Path, raw: dict[str, Any], tmp_path: Path) -> None:
@@ -323,6 +323,19 @@ def test_the_command_prints_text_or_json_and_draws(
     assert (told["stream"], told["issue_time"]) == ("outlook", "2019-12-02T06:00:00Z")
     assert told["agreement"]["pm2p5"]["within_rounding"]
     assert sum(station["weight"] for station in told["stations"]) == pytest.approx(1, abs=1e-5)
+
+
+def test_an_hour_without_an_estimate_says_why(interim: Trace, tmp_path: Path) -> None:
+    nothing = dict.fromkeys(interim.recomputed, float("nan"))
+    empty = replace(
+        interim, published=replace(interim.published, values=nothing), recomputed=nothing, parts=None, distance=np.nan
+    )
+    assert "no estimate\n" in as_text(empty)
+    assert "None of the 48 nearest stations has a valid PM2.5 observation" in as_text(empty)
+    told = json.loads(json.dumps(as_dict(empty), allow_nan=False))
+    assert told["published"]["pm2p5"] is None
+    assert told["agreement"]["pm2p5"]["within_rounding"]
+    assert trace_picture.draw(empty, tmp_path / "empty.png").exists()
 
 
 def test_a_forecast_is_called_one_and_drawn(cube: Path, tmp_path: Path) -> None:

@@ -111,7 +111,10 @@ def fit_variogram(
 def empirical_variogram(
     observations: Observations, terrain_factor: float, lag_edges: tuple[float, ...]
 ) -> tuple[Array, Array, Array]:
-    """Mean lag (km), semivariance of log(PM2.5 + 1) and number of pair-hours of each filled lag class."""
+    """Mean lag (km), semivariance of log(PM2.5 + 1) and number of pair-hours of each lag class with a difference.
+
+    In a record of an hour or two all pairs of a class may agree, which tells nothing of the field.
+    """
     squares, hours = _pair_differences(np.log1p(_pm2p5(observations)))
     d, pair = _distance(observations, observations, terrain_factor), np.triu_indices(len(hours), 1)
     lag_class, classes = np.digitize(d[pair], lag_edges), len(lag_edges)
@@ -120,9 +123,9 @@ def empirical_variogram(
         """Sums over the pairs of each lag class; below the first edge and beyond the last is dropped."""
         return np.bincount(lag_class, pairwise[pair], classes + 1)[1:classes].astype(float)
 
-    count = totals(hours)
-    filled = count > 0
-    lag, semivariance = (totals(x)[filled] / count[filled] for x in (hours * d, squares / 2.0))
+    count, summed = totals(hours), totals(squares / 2.0)
+    filled = summed > 1e-9 * count  # what rounding leaves of equal values
+    lag, semivariance = (total[filled] / count[filled] for total in (totals(hours * d), summed))
     return lag, semivariance, count[filled]
 
 

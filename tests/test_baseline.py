@@ -307,3 +307,17 @@ def test_each_method_is_the_same_whatever_the_order_of_stations(method: Estimato
 def test_shipped_variograms_are_the_tables():
     assert METHODS["log_kriging_terrain"].keywords == {"variogram": baseline.CNEMC_2019_TERRAIN}
     assert isinstance(METHODS["idw_k20_p2"], partial)
+
+
+def test_lag_classes_whose_pairs_all_agree_tell_nothing_of_the_field():
+    """As in a run of one hour, where a class may have a single pair."""
+    rng = np.random.default_rng(3)
+    values = rng.lognormal(3, 0.5, (1, 1, 30))
+    values[0, 0, 1] = values[0, 0, 0]
+    lon, lat = rng.uniform(110, 116, 30), rng.uniform(35, 40, 30)
+    lon[:2], lat[:2] = (100.0, 100.02), (30.0, 30.0)  # the only pair within 2 km, and equal
+    one_hour = Observations(np.zeros(1, np.int64), values, lon, lat, np.zeros(30), np.zeros((30, 4)))
+    lag, semivariance, _ = baseline.empirical_variogram(one_hour, 0.0, baseline.LAG_EDGES)
+    assert (semivariance > 0).all()
+    assert lag[0] > 2
+    assert np.isfinite(baseline.fit_variogram(one_hour).nugget)

@@ -1,0 +1,38 @@
+"""Every day: make the day final whose neighbours are all there, and final hours again that late data changed."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+
+from prefect import flow
+from prefect.states import State
+
+from flows import scheduled
+from flows.scheduled import Arrivals
+from pipeline import schedule
+
+
+@flow(name="daily")
+def daily(
+    config: Path,
+    arrivals: Arrivals | None = None,
+    now: datetime | None = None,
+    after_days: int = schedule.FINAL_AFTER_DAYS,
+) -> list[str] | State[str]:
+    """Make interim days final that are old enough, and again the final hours whose observations changed.
+
+    Parameters
+    ----------
+    config, arrivals, now : see `flows.hourly.hourly`.
+    after_days : days after which a day is made final.
+
+    Returns
+    -------
+    Revisions that were published, or the completed state ``NothingDue``.
+    """
+    settings, time = scheduled.open_ended(config), scheduled.present(now)
+    if arrivals:
+        scheduled.take_in(settings, arrivals, time)
+    due = schedule.final(settings.input, scheduled.published(settings), scheduled.hour(time), after_days)
+    return scheduled.make(config, due, "daily")

@@ -1,0 +1,36 @@
+"""Every hour: take in what arrived and make the interim hours that are due."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+
+from prefect import flow
+from prefect.states import State
+
+from flows import scheduled
+from flows.scheduled import Arrivals
+from pipeline import schedule
+from pipeline.config import naive
+
+
+@flow(name="hourly")
+def hourly(config: Path, arrivals: Arrivals | None = None, now: datetime | None = None) -> list[str] | State[str]:
+    """Take in new files and make, in the interim stream, new hours and those that late data changed.
+
+    Parameters
+    ----------
+    config : TOML file of a run with source ``store``, without `end`; its `start` is the first hour of the cube.
+    arrivals : where new files come from; None when something else fills the store.
+    now : the present, UTC; the clock's when None.
+
+    Returns
+    -------
+    Revisions that were published, or the completed state ``NothingDue``.
+    """
+    settings, time = scheduled.open_ended(config), scheduled.present(now)
+    if arrivals:
+        scheduled.take_in(settings, arrivals, time)
+    cube = scheduled.published(settings)
+    due = schedule.interim(settings.input, cube, naive(settings.start), scheduled.hour(time))
+    return scheduled.make(config, due, "hourly")

@@ -1,0 +1,111 @@
+"""What the scheduled flows share: taking in what arrived, and making what is due, one publisher at a time."""
+
+from __future__ import annotations
+
+import logging
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+from prefect.concurrency.sync import concurrency
+from prefect.states import Completed, State
+from pydantic import BaseModel, ConfigDict, Field
+
+from flows.reanalysis import reanalysis, stage
+from pipeline import fetch, schedule, stages, write
+from pipeline.config import RunConfig, from_sources, naive
+from pipeline.errors import ConfigError
+from pipeline.store import ingest as ingesting
+
+logger = logging.getLogger("aqnet")
+
+#: A scheduled configuration says no end: hours are due up to the present.
+_NEVER = datetime(9999, 1, 1, tzinfo=UTC)
+
+
+class Arrivals(BaseModel):
+    """Where new observations come from.
+
+    Attributes
+    ----------
+    network : source of the raw files, one of `pipeline.sources.names`.
+    path : folder (or file) that they arrive in.
+    stations : site list of networks whose files have no coordinates.
+    fetch_hours : hours before the present to fetch from the network's archive into the folder first; 0 fetches none.
+    keep_going : leave out files that cannot be read, and say so, instead of stopping.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    network: str
+    path: Path
+    stations: Path | None = None
+    fetch_hours: int = Field(default=0, ge=0)
+    keep_going: bool = True
+
+
+def open_ended(config: Path) -> RunConfig:
+    """Read the configuration of a schedule: source ``store``, `start` the cube's first hour, without an end.
+
+    Raises
+    ------
+    ConfigError
+        When it is none, or its source is no observation store.
+    """
+    found = from_sources(config, {"end": _NEVER})
+    if found.source != "store":
+        raise ConfigError(f"{config}: source: expected 'store', which knows late data; found '{found.source}'")
+    return found
+
+
+@stage
+def take_in(settings: RunConfig, arrivals: Arrivals, now: datetime) -> int:
+    """Fetch, where that is asked for, and ingest what arrived; return the number of hours that changed."""
+    if arrivals.fetch_hours:
+        began = now - timedelta(hours=arrivals.fetch_hours)
+        fetch.fetch(fetch.Query(arrivals.network, began, now, settings.bbox), arrivals.path)
+    files = arrivals.network, arrivals.path, arrivals.stations
+    done = ingesting.ingest(settings.input, *files, keep_going=arrivals.keep_going)
+    logger.info(done.as_text(settings.input))
+    for problem in done.refused:
+        logger.warning("left out: %s", problem)
+    return int(done.changes["hour"].nunique())
+
+
+def make(config: Path, due: schedule.Due, reason: str) -> list[str] | State[str]:
+    """Make what is due, a run a period; one publisher of the domain at a time.
+
+    Where the concurrency limit ``aqnet-<domain>`` is set, runs wait for one another; without it a second one stops at
+    the cube's lock.
+
+    Returns
+    -------
+    The revisions, or a completed state that says that nothing was due.
+    """
+    if not due.periods:
+        return Completed(name="NothingDue", message=f"nothing is due in the {due.stream} stream")
+    made = []
+    for period in due.periods:
+        first, end = map(str, period)
+        settings = from_sources(config, {"start": first, "end": end, "stream": due.stream})
+        with concurrency(f"aqnet-{settings.domain}"):
+            run = reanalysis(settings, reason, due.attrs(period))
+        made.append(run.revision or "unchanged")
+    return made
+
+
+def published(settings: RunConfig) -> xr.Dataset | None:
+    """The cube that the schedule keeps; None before its first revision."""
+    path = settings.out / stages.CUBE
+    return write.open_cube(path) if path.is_dir() else None
+
+
+def present(now: datetime | None) -> datetime:
+    """The time given, or that of the clock, UTC."""
+    return (now or datetime.now(UTC)).astimezone(UTC)
+
+
+def hour(now: datetime) -> np.datetime64:
+    """Begin of the hour, as numpy has it."""
+    return naive(now.replace(minute=0, second=0, microsecond=0))

@@ -21,7 +21,7 @@ NAME = catalog.PAGE
 
 #: Files of the folder that people may want beside the products, and what they are.
 _BESIDE = {
-    "run-report.html": "report of the last run",
+    "report.html": "report of the last run",
     "quality-control.html": "quality control of the observations of the last run",
     provenance.LINEAGE: "digests of every input of the last run",
     provenance.REPORT: "the last run: configuration, stages, scores",
@@ -78,7 +78,7 @@ def write(inventory: Inventory, citation: str) -> Path:
 
 def _content(inventory: Inventory, citation: str) -> dict[str, Any]:
     product = newest(inventory)
-    licence = product.attrs.get("license", "")
+    licence, there = product.attrs.get("license", ""), {*inventory.files, *_ALWAYS}
     return {
         "title": title_of(inventory),
         "summary": product.attrs.get("summary", ""),
@@ -87,9 +87,7 @@ def _content(inventory: Inventory, citation: str) -> dict[str, Any]:
         "months": _months(inventory),
         "example": product.file.name,
         "first_hour": product.period[0][:16].replace("T", " "),
-        "beside": {
-            name: text for name, text in _BESIDE.items() if name in inventory.files or name in (crate.NAME, crate.SUMS)
-        },
+        "beside": {name: text for name, text in _BESIDE.items() if name in there},
         "licence": licence,
         "licence_name": _LICENCES.get(licence, licence or "not stated"),
         "citation": citation,

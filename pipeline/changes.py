@@ -174,7 +174,7 @@ def compare(before: xr.Dataset, after: xr.Dataset, names: tuple[str, str] = ("be
         total += np.nansum(size, axis=0)
         count += np.isfinite(size).sum(axis=0)
     mean = np.divide(total, count, out=np.full(spatial, np.nan), where=count > 0)
-    coords = {name: c for name, c in after.coords.items() if "time" not in c.dims}
+    coords = {name: c for name, c in after.coords.items() if set(c.dims) <= set(after["pm2p5"].dims[1:])}
     field_ = xr.DataArray(mean, coords, after["pm2p5"].dims[1:], attrs=after.attrs | {"hours": int(count.max())})
     return Changes(*names, [one.finish() for one in sums.values()], _attributes(before.attrs, after.attrs), field_)
 

@@ -185,6 +185,18 @@ def _lay_or_extend(candidate: Candidate, attrs: Mapping[str, str]) -> None:
 
 def _check_same(candidate: Candidate, old: Group) -> None:
     """Raise when the run does not fit the published cube."""
+    _check_grid(candidate, old)
+    path, begins = candidate.path, int(old["time"][0])
+    if candidate.hours[0] < begins:
+        found, first = (np.datetime64(hour, "h") for hour in (candidate.hours[0], begins))
+        raise ProductError(
+            f"{path}: the cube begins at {first} and cannot grow backwards; the run starts at {found}; "
+            f"write the whole period to another folder, earliest run first"
+        )
+
+
+def _check_grid(candidate: Candidate, old: Group) -> None:
+    """Raise when a cube is on another grid than the run."""
     path, coords = candidate.path, candidate.grid.coords()
     for name in (*candidate.grid.spatial, "crs"):
         same = name in old and old[name].shape == coords[name].shape and np.array_equal(old[name][...], coords[name])
@@ -193,13 +205,6 @@ def _check_same(candidate: Candidate, old: Group) -> None:
                 f"{path}: the cube is on another grid ('{name}' differs); keep the bbox, resolution and "
                 f"crs it was begun with, or write to another folder"
             )
-    begins = int(old["time"][0])
-    if candidate.hours[0] < begins:
-        found, first = (np.datetime64(hour, "h") for hour in (candidate.hours[0], begins))
-        raise ProductError(
-            f"{path}: the cube begins at {first} and cannot grow backwards; the run starts at {found}; "
-            f"write the whole period to another folder, earliest run first"
-        )
 
 
 def _global_attrs(candidate: Candidate, attrs: Mapping[str, str]) -> dict[str, Any]:
@@ -378,7 +383,7 @@ def check_axes(candidate: Candidate) -> None:
     old, new = candidate.published, candidate.group
     if old is None:
         return
-    _check_same(candidate, new)
+    _check_grid(candidate, new)
     before, after = old["time"][:], new["time"][:]
     if len(after) < len(before) or not np.array_equal(after[: len(before)], before):
         spans = [f"{len(hours)} hours from {np.datetime64(int(hours[0]), 'h')}" for hours in (before, after)]

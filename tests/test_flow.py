@@ -130,7 +130,7 @@ def test_a_zone_declared_8_hours_off_is_said_by_the_run_itself_and_stops_it(
     small_simulation: Simulation, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: object
 ) -> None:
     monkeypatch.setattr(harmonise, "to_cube", late(harmonise.to_cube, 8))
-    with pytest.raises(ProductError, match="clock: expected .* run 8 h late"):
+    with pytest.raises(ProductError, match=r"clock: expected .* run 8 h late"):
         run_stages(make_config(small_simulation, weights, tmp_path, end="2019-12-02"))
     held = tmp_path / hold.FOLDER / "by-hand"
     (alarm,) = json.loads((held / stages.REPORT).read_text())["alarms"]

@@ -37,15 +37,15 @@ if [ -z "${WORK:-}" ]; then
 fi
 mkdir -p "$WORK"
 
-# Without a daemon and without user namespaces: files on the host's file system, programs in a chroot.
-export BUILDAH_ISOLATION=${BUILDAH_ISOLATION:-chroot} STORAGE_DRIVER=${STORAGE_DRIVER:-vfs}
+# Build steps in a chroot need no runtime, no cgroup and no user namespace. (Where overlay mounts fail: STORAGE_DRIVER=vfs.)
+export BUILDAH_ISOLATION=${BUILDAH_ISOLATION:-chroot}
 
 debian() { # an image of Debian with Python and nothing else; prints its name
     local root="$WORK/base" container
     command -v debootstrap >/dev/null || skip "no registry answers, and there is no debootstrap"
     [ "$(id -u)" = 0 ] || skip "no registry answers, and debootstrap needs root"
     [ -d "$root/usr/lib/python3.11" ] || debootstrap --variant=minbase \
-        --include=ca-certificates,python3.11-venv "$SUITE" "$root" http://deb.debian.org/debian >&2
+        --include=ca-certificates,python3-distutils,python3.11-venv "$SUITE" "$root" http://deb.debian.org/debian >&2
     rm -rf "$root"/var/cache/apt/archives/*.deb "$root"/var/lib/apt/lists/*
     container=$(buildah from scratch)
     buildah add --quiet "$container" "$root" / >/dev/null

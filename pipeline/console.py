@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,6 +35,7 @@ def logging_to_console(debug: bool, form: str = "text") -> Iterator[None]:
     logging.captureWarnings(True)
     try:
         with (
+            _environment(form),
             _taken(logger, handler, logging.DEBUG if debug else logging.INFO),
             _taken(_WARNINGS, handler, logging.WARNING if debug else logging.ERROR),
         ):
@@ -41,6 +43,20 @@ def logging_to_console(debug: bool, form: str = "text") -> Iterator[None]:
     finally:
         logging.captureWarnings(False)
         handler.close()
+
+
+@contextmanager
+def _environment(form: str) -> Iterator[None]:
+    """Let the processes that a command starts speak as it does."""
+    before = os.environ.get(logs.ENVIRONMENT)
+    os.environ[logs.ENVIRONMENT] = form
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(logs.ENVIRONMENT, None)
+        else:
+            os.environ[logs.ENVIRONMENT] = before
 
 
 @contextmanager

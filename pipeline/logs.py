@@ -75,6 +75,26 @@ def current() -> Said:
         return _open[-1] if len(runs) == 1 else {}
 
 
+@contextmanager
+def in_worker(**said: str) -> Iterator[None]:
+    """As `about`, in a process that a run started; where nobody set logging up there, lines go to its stderr."""
+    logger = logging.getLogger("aqnet")
+    if logger.hasHandlers():
+        with about(**said):
+            yield
+        return
+    handler, level = logging.StreamHandler(), logger.level
+    handler.setFormatter(formatter(wanted()))
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        with about(**said):
+            yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
 def wanted() -> str:
     """Format that the environment asks for."""
     asked = os.environ.get(ENVIRONMENT, "").strip().lower()

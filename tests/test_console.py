@@ -7,7 +7,10 @@ import io
 import json
 import logging
 import math
+import os
 import string
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -149,6 +152,18 @@ def test_warnings_of_python_are_lines_too_when_debugging(capsys: pytest.CaptureF
     (line,) = map(json.loads, capsys.readouterr().err.splitlines())
     assert (line["level"], line["logger"]) == ("WARNING", "py.warnings")
     assert "UserWarning: odd" in line["message"]
+
+
+def test_a_worker_process_speaks_as_the_command_does() -> None:
+    code = (
+        "import logging; from pipeline import logs\n"
+        "with logs.in_worker(run_id='r-1'): logging.getLogger('aqnet').info('month made')"
+    )
+    with logging_to_console(False, "json"):
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    line = json.loads(done.stderr)
+    assert (line["run_id"], line["message"]) == ("r-1", "month made")
+    assert logs.ENVIRONMENT not in os.environ
 
 
 # ---- the command ----

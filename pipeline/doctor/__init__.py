@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -60,23 +61,31 @@ def examine(toml: Path | None = None, timeout: float = 3.0) -> list[Check]:
 
 
 def _subject(toml: Path | None, timeout: float) -> tuple[Check, Subject]:
-    """Read the configuration without touching its output folder."""
+    """Read the configuration without touching its output folder; one of a schedule has no end, and ends now."""
     name, prefix = "configuration", configuration.ENV_PREFIX
-    given = os.environ.get(f"{prefix}OUT")
+    out = Path(os.environ.get(f"{prefix}OUT", configuration.DEFAULT_OUT))
     if toml is None and f"{prefix}INPUT" not in os.environ:
-        here = Subject(None, Path(given or configuration.DEFAULT_OUT), timeout)
-        return ok(name, "none given; `aqnet doctor CONFIG.toml` looks at its data, too"), here
+        found = "none given; `aqnet doctor CONFIG.toml` looks at its data, too"
+        return ok(name, found), Subject(None, out, timeout)
     try:
-        out = Path(given or (configuration.read_toml(toml) if toml else {}).get("out", configuration.DEFAULT_OUT))
+        said = configuration.read_toml(toml) if toml else {}
+        out = Path(os.environ.get(f"{prefix}OUT") or said.get("out", out))
+        scheduled = "end" not in said and f"{prefix}END" not in os.environ
         with tempfile.TemporaryDirectory() as elsewhere:
-            config = configuration.from_sources(toml, {"out": Path(elsewhere)}).model_copy(update={"out": out})
+            given = {"out": Path(elsewhere), **({"end": _next_hour()} if scheduled else {})}
+            config = configuration.from_sources(toml, given).model_copy(update={"out": out})
     except (ConfigError, TypeError) as problem:
         advice = "mend it (docs/reference/configuration.md); checks of its data are left out"
-        return failure(name, str(problem), advice), Subject(None, Path(given or configuration.DEFAULT_OUT), timeout)
-    period = f"{config.start:%Y-%m-%dT%H} to {config.end:%Y-%m-%dT%H} UTC"
+        return failure(name, str(problem), advice), Subject(None, out, timeout)
+    period = f"{config.start:%Y-%m-%dT%H} to {'now' if scheduled else f'{config.end:%Y-%m-%dT%H}'} UTC"
     return ok(name, f"{toml or 'environment'}: {config.source}, {period}, {config.domain}"), Subject(
-        config, out, timeout
+        config, out, timeout, scheduled
     )
+
+
+def _next_hour() -> datetime:
+    now = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
+    return now + timedelta(hours=1)
 
 
 def failed(checks: Sequence[Check]) -> bool:

@@ -34,11 +34,13 @@ class Subject:
     config : configuration of the runs; None where none was given, or it is broken.
     out : output folder of the runs, which need not exist.
     timeout : seconds to wait for an answer from the network.
+    scheduled : whether the configuration says no end, as one that a schedule runs.
     """
 
     config: RunConfig | None
     out: Path
     timeout: float = 3.0
+    scheduled: bool = False
 
 
 Look = Callable[[Subject], Iterable[Check]]

@@ -11,7 +11,8 @@ from pipeline.doctor.check import Check, Subject, failure, ok, warning
 from pipeline.doctor.locks import describe, holder
 from pipeline.errors import AqnetError
 
-HOUR = np.timedelta64(1, "h")
+#: Networks publish an hour within two or three.
+LATE = np.timedelta64(6, "h")
 
 
 def files(subject: Subject) -> Iterator[Check]:
@@ -20,7 +21,7 @@ def files(subject: Subject) -> Iterator[Check]:
     from pipeline.config import naive
 
     config, name = subject.config, "observations"
-    if config is None:
+    if config is None or config.source == "store":
         return
     start, end = naive(config.start), naive(config.end)
     advice = f"fetch them (docs/how-to/fetch-observations.md), or set `input` right; found by name in {config.input}"
@@ -58,7 +59,14 @@ def store(subject: Subject) -> Iterator[Check]:
     if lost:
         yield failure(name, f"{config.input}: {len(lost)} files of {len(wanted)} are gone, such as {lost[0]}", advice)
         return
-    yield ok(name, f"{config.input}: ingest {manifest.ingest}, {len(wanted)} files, last hour {_last(config.input)}")
+    last = _last(config.input)
+    found = (
+        f"{config.input}: ingest {manifest.ingest}, {len(wanted)} files, last hour {'none' if last is None else last}"
+    )
+    if last is None or (subject.scheduled and np.datetime64("now") - last > LATE):
+        yield warning(name, found, "nothing new has come in: look at what fetches and ingests (docs/how-to/runbook.md)")
+    else:
+        yield ok(name, found)
     yield from _writer(config.input)
 
 
@@ -68,7 +76,7 @@ def _writer(path: Path) -> Iterator[Check]:
         yield warning("store lock", f"held by {describe(held)}", "an ingest is running: wait for it to end")
 
 
-def _last(path: Path) -> str:
+def _last(path: Path) -> np.datetime64 | None:
     """Last hour that a store has, of the last month of any network."""
     import pyarrow.parquet as pq
 
@@ -78,4 +86,4 @@ def _last(path: Path) -> str:
     month = max((part.month for part in partitions), default=None)
     last = [pq.read_table(path / part.observations, columns=["time"]) for part in partitions if part.month == month]
     times = [table["time"].to_numpy().max() for table in last if len(table)]
-    return str(max(times).astype("M8[h]")) if times else "none"
+    return np.datetime64(max(times), "h") if times else None

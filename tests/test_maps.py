@@ -8,7 +8,7 @@ import xarray as xr
 from matplotlib.image import imread
 from numpy.typing import NDArray
 
-from pipeline import coast, maps
+from pipeline import coast, map_view, maps
 from pipeline.atomic import replacing
 from pipeline.errors import ProductError
 from pipeline.grid import Grid
@@ -210,4 +210,4 @@ def test_stations_outside_the_map_leave_no_mark(tmp_path: Path) -> None:
     ],
 )
 def test_angles_are_written_as_on_maps(value: float, signs: str, text: str) -> None:
-    assert maps.degrees_text(value, signs) == text
+    assert map_view.degrees_text(value, signs) == text

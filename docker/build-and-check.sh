@@ -13,6 +13,7 @@
 #   WORK           folder for base, volumes and log (a temporary one, removed at the end)
 #   CHECK_DEFAULT  1 runs the whole embedded default, a week of 590 stations; otherwise a day of 60
 set -euo pipefail
+shopt -s inherit_errexit
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 TAG=${TAG:-aqnet-reanalysis:0.1.0}
@@ -30,12 +31,16 @@ engine() {
 }
 
 ENGINE=${ENGINE:-$(engine)}
-[ -n "$ENGINE" ] || skip "no buildah, docker or podman that runs here (Debian: apt-get install buildah crun debootstrap)"
-if [ -z "${WORK:-}" ]; then
-    WORK=$(mktemp -d)
-    trap 'rm -rf "$WORK"' EXIT
-fi
+[ -n "$ENGINE" ] || skip "no buildah, docker or podman that runs here (Debian: apt-get install buildah runc debootstrap)"
+[ -n "${WORK:-}" ] || TEMPORARY=$(mktemp -d)
+WORK=${WORK:-$TEMPORARY}
 mkdir -p "$WORK"
+
+cleanup() {
+    [ -z "${CONTAINER:-}" ] || buildah rm "$CONTAINER" >/dev/null
+    [ -z "${TEMPORARY:-}" ] || rm -rf "$TEMPORARY"
+}
+trap cleanup EXIT
 
 # Build steps in a chroot need no runtime, no cgroup and no user namespace. (Where overlay mounts fail: STORAGE_DRIVER=vfs.)
 export BUILDAH_ISOLATION=${BUILDAH_ISOLATION:-chroot}
@@ -77,12 +82,12 @@ volumes() { # folders that the container may write to, as its volumes are
     install -d -o 10001 -g 10001 "$WORK"/volumes/{data,cache,state}
 }
 
-run_oci() { # buildah's image under crun or runc: chroot isolation alone would leave the root writable
-    local runtime container root environment
-    runtime=$(command -v crun || command -v runc) || skip "built; running it needs crun or runc"
-    container=$(buildah from --quiet "$TAG")
-    root=$(buildah mount "$container")
-    environment=$(buildah inspect --format '{{range .OCIv1.Config.Env}}"{{.}}",{{end}}' "$container")
+run_oci() { # buildah's image under runc or crun: chroot isolation alone would leave the root writable
+    local runtime root environment
+    runtime=$(command -v runc || command -v crun) || skip "built; running it needs runc or crun"
+    CONTAINER=$(buildah from --quiet "$TAG")
+    root=$(buildah mount "$CONTAINER")
+    environment=$(buildah inspect --format '{{range .OCIv1.Config.Env}}"{{.}}",{{end}}' "$CONTAINER")
     [ -z "${CHECK_DEFAULT:-}" ] || environment+='"CHECK_DEFAULT=1",'
     mkdir -p "$WORK/bundle"
     sed -e "s|@ROOT@|$root|; s|@CHECK@|$PWD/docker/check|; s|@VOLUMES@|$WORK/volumes|; s|@ENVIRONMENT@|$environment|" \
@@ -90,9 +95,7 @@ run_oci() { # buildah's image under crun or runc: chroot isolation alone would l
     leaks "$root"
     say "image: $(du -sm --apparent-size "$root" | cut -f1) MB unpacked, base $(buildah inspect --type image \
         --format '{{.FromImage}}' "$TAG")"
-    "$runtime" --cgroup-manager=disabled run --bundle "$WORK/bundle" "aqnet-check-$$" || failed=$?
-    buildah rm "$container" >/dev/null
-    return "${failed:-0}"
+    "$runtime" run --bundle "$WORK/bundle" "aqnet-check-$$"
 }
 
 run_engine() { # docker or podman
@@ -109,11 +112,11 @@ leaks() { # nothing of the pip configuration may lie in the image
     [ -n "${PIP_CONF:-}" ] || return 0
     local secret
     while read -r secret; do
-        if grep -rqF --exclude-dir=proc -- "$secret" "$1/etc" "$1/root" "$1/opt/aqnet/pyvenv.cfg" "$1/srv"; then
+        if grep -rqIF -- "$secret" "$1/etc" "$1/root" "$1/srv" "$1/opt/aqnet" "$1/var"; then
             echo "FAILED: the image holds '$secret' of $PIP_CONF" >&2
             exit 1
         fi
-    done < <(sed -n 's/^[a-z-]* *= *//p' "$PIP_CONF")
+    done < <(sed -n 's/^[a-z-]* *= *//p' "$PIP_CONF" | grep /) # addresses and paths
     echo "ok     nothing of the pip configuration is in the image"
 }
 

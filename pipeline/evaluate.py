@@ -1,7 +1,7 @@
 """The public evaluation: every method on the same hours and hidden stations of the CNEMC record, one table.
 
 Nothing but `withhold` divides observations into what methods see and what they are judged by: the values of hidden
-stations never reach a method. `withheld` does the same with a run's own stations.
+stations never reach a method. `pipeline.skill` does the same with a run's own stations.
 """
 
 from __future__ import annotations
@@ -281,45 +281,6 @@ def _timed(name: str, method: Estimator, observations: Observations, points: Poi
 def _prediction(estimate: Estimate, hours: NDArray[np.int64] | slice = slice(None)) -> score.Prediction:
     quantiles = None if estimate.quantiles is None else estimate.quantiles[:, hours]
     return score.Prediction(estimate.mean[hours], quantiles, LEVELS)
-
-
-def withheld(
-    observations: Observations,
-    estimators: Mapping[str, Estimator],
-    lead: int = LEAD_HOURS,
-    stop: int | None = None,
-    share: float = 0.1,
-    seed: int = 0,
-) -> pd.DataFrame:
-    """Score methods, and kriging and inverse distance beside them, at stations withheld from a run's own.
-
-    Parameters
-    ----------
-    observations : a continuous record whose first `lead` hours, and those from index `stop`, are not scored.
-    estimators : name -> method.
-    share : of the stations with valid PM2.5; at least one is withheld and one kept.
-
-    Returns
-    -------
-    DataFrame
-        Methods x metrics, see `pipeline.score.scores`; empty where nothing can be scored.
-        Kriging has the variogram of the stations that are left, or that of CNEMC 2019 where they are too few.
-    """
-    pm2p5 = observations.values[POLLUTANTS.index("pm2p5")]
-    active = np.flatnonzero((~np.isnan(pm2p5[lead:stop])).any(axis=0))
-    if len(active) < 2:
-        return pd.DataFrame()
-    count = min(max(round(share * len(active)), 1), len(active) - 1)
-    hidden = np.sort(np.random.default_rng(seed).choice(active, count, replace=False))
-    parts = withhold(observations, np.setdiff1d(np.arange(pm2p5.shape[1]), hidden), hidden)
-    scored = np.arange(len(observations.hours))[lead:stop]
-    references = {"log_kriging": own_kriging(take(parts.visible, scored)), "idw_k8_p1": baseline.METHODS["idw_k8_p1"]}
-    try:
-        found = predict(parts, scored, references, estimators, tail=len(observations.hours))
-        return score.table(found, parts.truth[scored])
-    except ValueError as nothing:
-        log.warning("withheld stations: %s", nothing)
-        return pd.DataFrame()
 
 
 # ---- the tables ----

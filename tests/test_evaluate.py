@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from model import baseline, infer, space_time
 from model.aqnet import AQNet, AQNetConfig
 from model.windows import LEVELS, POLLUTANTS, Estimate, Observations, Points
-from pipeline import evaluate, sources
+from pipeline import evaluate, skill, sources
 from pipeline.errors import InputError
 
 
@@ -133,23 +133,29 @@ def test_distance_is_to_the_nearest_station_that_methods_see():
 # ---- a run's own withheld stations ----
 
 
-def test_withheld_stations_are_a_seeded_tenth_that_no_method_sees():
-    seen: list[int] = []
+def test_withheld_stations_are_seeded_tenths_that_no_method_sees():
+    seen: list[tuple[int, int]] = []
 
     def count(observations: Observations, points: Points) -> Estimate:
-        seen.extend([len(observations.lon), len(points.lon)])
+        seen.append((len(observations.lon), len(points.lon)))
         return baseline.idw(observations, points)
 
-    found = evaluate.withheld(record(), {"aqnet": count}, seed=3)
-    assert seen == [36, 4]
-    assert found.index.tolist() == ["log_kriging", "idw_k8_p1", "aqnet"]
-    assert found.loc["aqnet"].equals(found.loc["idw_k8_p1"])
-    pd.testing.assert_frame_equal(found, evaluate.withheld(record(), {"aqnet": count}, seed=3))
-    assert not found.equals(evaluate.withheld(record(), {"aqnet": count}, seed=4))
+    def sample(seed: int) -> skill.Sample:
+        found = skill.sample(record(), {"aqnet": count}, evaluate.LEAD_HOURS, 120, seed)
+        assert found is not None
+        return found
+
+    found = sample(3)
+    assert set(seen) == {(36, 4)}
+    assert len(set(found.stations)) == len(found.stations) == 4 * len(seen)
+    assert found.table().index.tolist() == ["log_kriging", "idw_k8_p1", "aqnet"]
+    assert found.table().loc["aqnet"].equals(found.table().loc["idw_k8_p1"])
+    pd.testing.assert_frame_equal(found.table(), sample(3).table())
+    assert not found.table().equals(sample(4).table())
 
 
 def test_one_station_is_too_few_to_withhold_any():
-    assert evaluate.withheld(record(stations=1), {}).empty
+    assert skill.sample(record(stations=1), {}, evaluate.LEAD_HOURS, 120) is None
 
 
 # ---- end to end ----

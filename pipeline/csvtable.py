@@ -13,8 +13,8 @@ from pipeline.series import Series, Values
 def write(series: Series, path: Path) -> None:
     """Write ``time`` (start, UTC), ``lat``, ``lon`` (degrees) and every variable, by time, then row, then column.
 
-    Rows without a concentration (sea, hours or days too few) are left out. Floats have the 4 digits that rounding to
-    9 bits of mantissa leaves (see `pipeline.write.bitround`).
+    Rows without a concentration (sea, hours or days too few) are left out. Six digits are more than rounding to 9 bits
+    of mantissa leaves (see `pipeline.write.bitround`).
     """
     lat, lon = _places(series)
     with path.open("w", newline="") as file:
@@ -24,11 +24,15 @@ def write(series: Series, path: Path) -> None:
 
 
 def _places(series: Series) -> tuple[np.ndarray, np.ndarray]:
-    """Latitude and longitude of every cell, (cells,) each."""
+    """Latitude and longitude of every cell as text with up to 6 decimals (0.1 m), (cells,) each."""
     lat, lon = series.coords["lat"], series.coords["lon"]
     if lat.ndim == 1:
         lat, lon = (axis.transpose(*series.spatial) for axis in (lat.broadcast_like(lon), lon.broadcast_like(lat)))
-    return lat.values.ravel(), lon.values.ravel()
+    return _as_text(lat.values), _as_text(lon.values)
+
+
+def _as_text(degrees: np.ndarray) -> np.ndarray:
+    return np.array([f"{value:.6f}".rstrip("0").rstrip(".") for value in degrees.ravel()], object)
 
 
 def _table(series: Series, starts: np.ndarray, values: Values, lat: np.ndarray, lon: np.ndarray) -> pd.DataFrame:

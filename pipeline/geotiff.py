@@ -17,6 +17,9 @@ from pipeline.series import Series
 #: What a float cell without a value holds; integers use the variable's own fill value or none.
 NODATA = -9999.0
 
+#: GDAL keeps written blocks up to this; its own default is a twentieth of the machine's memory.
+_CACHE_MB = 16
+
 
 def write(series: Series, path: Path, variable: str) -> None:
     """Write one gridded variable, deflated in tiles; band n is period n, described by its start in UTC.
@@ -27,7 +30,10 @@ def write(series: Series, path: Path, variable: str) -> None:
         When the series has no such gridded variable.
     """
     spec = gridded(series)[variable]
-    with rasterio.Env(GDAL_NUM_THREADS="1"), rasterio.open(path, "w", **_profile(series, spec)) as file:
+    with (
+        rasterio.Env(GDAL_NUM_THREADS="1", GDAL_CACHEMAX=_CACHE_MB),
+        rasterio.open(path, "w", **_profile(series, spec)) as file,
+    ):
         file.update_tags(**_tags(series, spec))
         band = 0
         for _, values in series.placed():

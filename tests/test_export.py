@@ -183,6 +183,9 @@ def test_a_failure_leaves_the_file_that_was_there(
         export.export_netcdf(cube, tmp_path, "shandong", "interim", "0.1.0")
     with pytest.raises(ZeroDivisionError):
         export.export_zarr(cube, tmp_path / "new.zarr")
+    for kind in ("csv", "geotiff"):
+        with pytest.raises(ZeroDivisionError):
+            export.export_files(cube, tmp_path, Cut("interim"), kind, "shandong", "0.1.0")
     assert (file.read_bytes(), sorted(tmp_path.iterdir())) == before
 
 
@@ -224,8 +227,8 @@ import resource, sys
 from pathlib import Path
 from test_write import NEW_YEAR, make_block
 from pipeline import export, layout, write
+from pipeline.export import Cut
 from pipeline.grid import Grid
-from pipeline.series import Series, hourly
 
 grid, out = Grid((110, 33, 116.3, 39.3), 0.1), Path(sys.argv[1])
 block = make_block(NEW_YEAR, grid=grid)
@@ -238,6 +241,9 @@ for days in (2, 30):
     cube = write.open_cube(out / f"{days}.icechunk")
     export.export_netcdf(cube, out, "memory", "interim", "0")
     export.export_zarr(cube, out / f"{days}.zarr")
+    export.export_files(cube, out, Cut("interim", "daily"), "netcdf", "memory", "0")
+    export.export_files(cube, out, Cut("interim"), "geotiff", "memory", "0")
+    export.export_files(cube, out, Cut("interim", bbox=(110, 33, 112, 35)), "csv", "memory", "0")
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """
 
@@ -251,6 +257,23 @@ def test_memory_does_not_grow_with_the_period(tmp_path: Path) -> None:
     assert int(peaks[1]) - int(peaks[0]) < 25, peaks
 
 
+def test_a_cube_begun_before_it_had_a_height_is_exported_without(cube: xr.Dataset, tmp_path: Path) -> None:
+    for file in export.export_netcdf(cube.drop_vars("height"), tmp_path, "old", "interim", "0.1.0"):
+        with netCDF4.Dataset(file) as found:
+            assert "height" not in found.variables
+            assert "coordinates" not in found["pm2p5"].ncattrs()
+
+
+def test_a_plain_zarr_becomes_netcdf_once_its_register_of_conventions_is_dropped(
+    cube: xr.Dataset, tmp_path: Path
+) -> None:
+    with xr.open_zarr(export.export_zarr(cube, tmp_path / "x.zarr")) as opened:
+        del opened.attrs["zarr_conventions"]
+        opened.to_netcdf(tmp_path / "x.nc")
+    with xr.open_dataset(tmp_path / "x.nc") as found:
+        np.testing.assert_array_equal(found["pm2p5"], export.subset(cube)["pm2p5"])
+
+
 # ---- tables and pictures ----
 
 
@@ -261,7 +284,7 @@ def test_csv_holds_every_value_that_is_one(cube: xr.Dataset, tmp_path: Path) -> 
     tables = [pd.read_csv(file, parse_dates=["time"]) for file in files]
     assert [*tables[0]] == ["time", "lat", "lon", *FIELD_NAMES]
     part = export.subset(cube, "interim", cut.start, cut.end, cut.bbox).drop_dims("bnds")
-    expected = part.to_dataframe().dropna(subset="pm2p5").reset_index()[[*tables[0]]]
+    expected = part.to_dataframe(["time", "lat", "lon"]).dropna(subset="pm2p5").reset_index()[[*tables[0]]]
     found = pd.concat(tables, ignore_index=True).assign(time=lambda table: table["time"].dt.tz_localize(None))
     pd.testing.assert_frame_equal(found, expected, check_dtype=False, rtol=1e-5)
 

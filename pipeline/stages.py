@@ -224,7 +224,7 @@ def score_month(run: Run, cube: xr.Dataset, month: Month) -> None:
         if sample is not None:
             run.scores.append(sample.table().assign(period=_label(month)))
             run.errors.append(sample.errors(cube["station"].values.tolist()))
-        stage.rows, stage.unit = len(estimators), "methods"
+        stage.rows, stage.unit = len(run.scores[-1]) if sample else 0, "methods"
 
 
 def outlook(run: Run) -> None:

@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pyproj
 import pytest
 from test_write import GRID, NEW_YEAR, make_block, run
 
@@ -160,18 +160,19 @@ def test_another_python(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
     assert only(look(environment.python, tmp_path)).status == "failure"
 
 
-def test_projections_without_data(tmp_path: Path) -> None:
+def test_projections(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert only(look(environment.projections, tmp_path)).status == "ok"
-    code = f"""if True:
-        import pathlib, warnings, pyproj
-        from pipeline.doctor import check, environment
-        warnings.simplefilter("ignore")
-        pyproj.datadir.set_data_dir({str(tmp_path)!r})
-        (found,) = environment.projections(check.Subject(None, pathlib.Path(".")))
-        print(found.status, found.found)
-    """
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert told.startswith("failure EPSG:3035")
+    elsewhere = SimpleNamespace(crs="EPSG:32650", bbox=(-64, 0, -62, 1))  # UTM of China, half a world away
+    assert "comes back as inf" in only(look(environment.projections, tmp_path, elsewhere)).found
+    monkeypatch.setattr(pyproj.datadir, "get_data_dir", raising(pyproj.exceptions.DataDirError("no proj.db")))
+    assert only(look(environment.projections, tmp_path)).found == "EPSG:3035: no proj.db"
+
+
+def raising(error: Exception) -> Callable[..., None]:
+    def function(*_: object) -> None:
+        raise error
+
+    return function
 
 
 def test_nowhere_to_keep_compiled_code(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

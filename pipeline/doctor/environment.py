@@ -87,6 +87,7 @@ def _pinned(versions: dict[str, str | None], pins: dict[str, str]) -> list[tuple
 
 def projections(subject: Subject) -> Iterator[Check]:
     """Project a place there and back, on the run's grid where there is one."""
+    import numpy as np
     import pyproj
 
     crs = subject.config.crs if subject.config else "EPSG:3035"
@@ -100,7 +101,7 @@ def projections(subject: Subject) -> Iterator[Check]:
     except (pyproj.exceptions.ProjError, pyproj.exceptions.DataDirError) as error:
         yield failure("projections", f"{crs}: {' '.join(str(error).split())}", advice)
         return
-    if max(abs(back[0] - lon), abs(back[1] - lat)) > 1e-6:
+    if not np.allclose(back, (lon, lat), rtol=0, atol=1e-6):
         yield failure("projections", f"{crs}: {lon} {lat} comes back as {back[0]} {back[1]}", advice)
     else:
         yield ok("projections", f"{crs}, PROJ {pyproj.proj_version_str} with {folder}")

@@ -14,7 +14,7 @@ from importlib.metadata import version
 import click
 
 from pipeline import logs
-from pipeline.commands import doctor, export, history, observe, publish, run, trace, train
+from pipeline.commands import doctor, export, history, observe, publish, run, trace, train, verify
 from pipeline.console import fail, logging_to_console
 from pipeline.errors import AqnetError
 
@@ -35,6 +35,7 @@ COMMANDS = (
     history.accept_command,
     publish.publish,
     publish.serve,
+    verify.verify,
     observe.fetch,
     observe.ingest,
     observe.ledger_command,

@@ -20,7 +20,7 @@ from pipeline.simulate import Simulation
 
 Run = Callable[..., tuple[int, str, str]]
 
-COMMANDS = ("run", "estimate", "train", "evaluate", "simulate", "export", "fetch", "ingest", "ledger")
+COMMANDS = tuple(cli.aqnet.commands)
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from pystac.extensions.version import ItemVersionExtension, VersionRelType
 from pystac.layout import CustomLayoutStrategy
 
 from pipeline import footprint, provenance
-from pipeline.editions import Edition, domains, editions, is_simulated, newest, title_of
+from pipeline.editions import Edition, domains, editions, homepage, is_simulated, newest, title_of
 from pipeline.inventory import File, Inventory, Product, Revision
 
 #: Names in the folder of products.
@@ -71,6 +71,9 @@ def _collection(inventory: Inventory, found: Sequence[Edition], citation: str) -
     product, simulated = newest(inventory), is_simulated(inventory)
     attrs, licence = product.attrs, product.attrs.get("license", "")
     described = attrs.get("summary", title_of(inventory))
+    producer = pystac.Provider(
+        attrs.get("institution", "unknown"), roles=[pystac.ProviderRole.PRODUCER], url=homepage(inventory) or None
+    )
     collection = pystac.Collection(
         f"pm25_{domains(inventory)}_aqnet",
         f"SIMULATED DATA, measured nowhere. {described}" if simulated else described,
@@ -78,7 +81,7 @@ def _collection(inventory: Inventory, found: Sequence[Edition], citation: str) -
         title_of(inventory),
         keywords=["PM2.5", "air quality", "reanalysis", *(["SIMULATED"] if simulated else [])],
         license=_LICENCES.get(licence, "other"),
-        providers=[pystac.Provider(attrs.get("institution", "unknown"), roles=[pystac.ProviderRole.PRODUCER])],
+        providers=[producer],
     )
     if licence:
         collection.add_link(pystac.Link(pystac.RelType.LICENSE, licence, title="licence"))

@@ -19,7 +19,7 @@ from rocrate.rocrate import ROCrate
 
 from pipeline import provenance
 from pipeline.atomic import replacing
-from pipeline.editions import newest, title_of
+from pipeline.editions import homepage, newest, title_of
 from pipeline.inventory import File, Inventory, Product
 
 NAME, SUMS = "ro-crate-metadata.json", "SHA256SUMS"
@@ -75,7 +75,7 @@ def _describe(crate: ROCrate, inventory: Inventory, citation: str) -> None:
     """The root: what the folder is, whose, under which licence."""
     attrs = newest(inventory).attrs
     title = title_of(inventory)
-    licence, maker = attrs.get("license", ""), _maker(crate, attrs)
+    licence, maker = attrs.get("license", ""), _maker(crate, inventory)
     terms = {"name": "Licence of the products", "description": f"The products may be used under {licence}."}
     crate.root_dataset.properties().update(
         {
@@ -91,9 +91,9 @@ def _describe(crate: ROCrate, inventory: Inventory, citation: str) -> None:
     )
 
 
-def _maker(crate: ROCrate, attrs: Mapping[str, str]) -> Reference:
-    name = attrs.get("institution", "unknown")
-    return _add(crate, f"#{quote(name)}", type="Organization", name=name)
+def _maker(crate: ROCrate, inventory: Inventory) -> Reference:
+    name, url = newest(inventory).attrs.get("institution", "unknown"), homepage(inventory)
+    return _add(crate, url or f"#{quote(name)}", type="Organization", name=name, **({"url": url} if url else {}))
 
 
 # ---- files ----
@@ -162,7 +162,7 @@ def _action(crate: ROCrate, inventory: Inventory, run: str, made: list[Reference
         startTime=_iso(began),
         endTime=_iso(_ended(inventory, run) or began),
         actionStatus="http://schema.org/CompletedActionStatus",
-        agent=_maker(crate, newest(inventory).attrs),
+        agent=_maker(crate, inventory),
         instrument=_software(crate, attrs),
         object=[*_read(crate, attrs, inventory, run)],
         result=made,

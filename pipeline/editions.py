@@ -112,3 +112,9 @@ def is_simulated(inventory: Inventory) -> bool:
 def domains(inventory: Inventory) -> str:
     """Domain of the products; several are joined by a hyphen."""
     return "-".join(sorted({product.domain for product in inventory.products}))
+
+
+def homepage(inventory: Inventory) -> str:
+    """Web address of who made the products; empty where the configuration left the placeholder."""
+    url = newest(inventory).attrs.get("creator_url", "")
+    return "" if url.rstrip("/").endswith(".example") else url

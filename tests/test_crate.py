@@ -120,6 +120,25 @@ def test_a_run_that_left_no_lineage_is_told_by_its_products(products: Path, tmp_
     }
 
 
+@pytest.mark.parametrize(
+    ("url", "identifier"),
+    [("https://institute.org/", "https://institute.org/"), ("https://aqnet-reanalysis.example", "#aqnet-reanalysis")],
+)
+def test_who_made_it_is_told_with_an_address_that_is_not_the_placeholder(
+    products: Path, tmp_path: Path, url: str, identifier: str
+) -> None:
+    shutil.copytree(products, tmp_path / "products")
+    for path in (tmp_path / "products").glob("*.nc"):
+        with netCDF4.Dataset(path, "a") as file:
+            file.creator_url = url
+    publication.publish(tmp_path)
+    graph = {one["@id"]: one for one in json.loads((tmp_path / "products" / crate.NAME).read_text())["@graph"]}
+    assert graph["./"]["author"] == graph["#run-run-1"]["agent"] == {"@id": identifier}
+    assert graph[identifier].get("url", "") == (url if identifier == url else "")
+    said = json.loads((tmp_path / "products" / "stac" / "collection.json").read_text())
+    assert said["providers"][0].get("url", "") == (url if identifier == url else "")
+
+
 def test_the_validator_of_the_profile_finds_no_fault_but_one_that_was_made(products: Path, tmp_path: Path) -> None:
     """rocrate-validator needs an older rich than ours, so it lives in an environment of its own."""
     python = os.environ.get("AQNET_ROCRATE_PYTHON")

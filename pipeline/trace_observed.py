@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,21 @@ class Observed:
     line: NDArray[np.int32]
     changed: tuple[str, ...]
     known: bool
+
+    @cached_property
+    def time(self) -> NDArray[np.datetime64]:
+        """Starts of the hours, UTC, (T,)."""
+        return self.cube["time"].values.astype("M8[h]")
+
+    @cached_property
+    def pm2p5(self) -> NDArray[np.float32]:
+        """As reported, ug m-3, (T, S)."""
+        return self.cube["pm2p5"].values
+
+    @cached_property
+    def flags(self) -> NDArray[np.uint16]:
+        """Bits of `pipeline.qc.FLAGS`, (T, S)."""
+        return self.cube["qc_pm2p5"].values
 
     def where(self, hour: int, station: int) -> tuple[str, int] | None:
         """File and line of a value; None where there is no value."""

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.dates import ConciseDateFormatter
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.patches import Polygon
 
@@ -38,7 +39,7 @@ _CELL = "#00a000"
 
 def draw(trace: Trace, path: Path) -> Path:
     """Write the picture as PNG, in one step."""
-    figure = Figure(figsize=(16.5, 8.6), dpi=110, layout="constrained")
+    figure = Figure(figsize=(16.5, 8.6), dpi=110, layout=ConstrainedLayoutEngine(rect=(0.015, 0, 0.98, 1)))
     panels = figure.subplot_mosaic("ab;ac", width_ratios=[1.0, 0.85], height_ratios=[1.15, 1.0])
     every = stations(trace)
     _map(panels["a"], trace, every)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from model.geometry import distance_matrix
 from model.outlook_inputs import HISTORY
 from model.trace import Parts, as_z
 from model.trace_outlook import OutlookParts
@@ -83,7 +84,7 @@ def importance(parts: Parts | OutlookParts) -> NDArray[np.float64]:
 
 def share(parts: Parts, station: Station, observed: Observed) -> float:
     """What a station's observations give of the kriged z: weight times z over the sum of all."""
-    values = observed.cube["pm2p5"].values[parts.hours, station.at]
+    values = observed.pm2p5[parts.hours, station.at]
     used = parts.weight[station.row] != 0
     return float((parts.weight[station.row][used] * as_z(values[used])).sum() / parts.kriged)
 
@@ -114,11 +115,11 @@ def observation(observed: Observed, hour: int, at: int, weight: float) -> Observ
     where = observed.where(hour, at)
     if where is None:
         return None
-    bits = int(observed.cube["qc_pm2p5"].values[hour, at])
+    bits = int(observed.flags[hour, at])
     return Observation(
-        time=observed.cube["time"].values[hour].astype("M8[h]"),
-        pm2p5=float(observed.cube["pm2p5"].values[hour, at]),
-        flags=tuple(name for name, bit in qc.FLAGS.items() if bits & bit),
+        time=observed.time[hour],
+        pm2p5=float(observed.pm2p5[hour, at]),
+        flags=tuple(name for name, bit in qc.FLAGS.items() if bits & bit) if bits else (),
         used=not bits & qc.INVALID,
         file=where[0],
         line=where[1],
@@ -128,11 +129,9 @@ def observation(observed: Observed, hour: int, at: int, weight: float) -> Observ
 
 def rejected(trace: Trace, count: int) -> list[tuple[str, float, Observation]]:
     """Name, distance (km) and value of the nearest stations whose value in the hour was flagged as invalid."""
-    from model.geometry import distance_matrix
-
     cube = trace.observed.cube
     hour = min(trace.hour, cube.sizes["time"] - 1)
-    bits = cube["qc_pm2p5"].values[hour]
+    bits = trace.observed.flags[hour]
     at = np.flatnonzero((trace.observed.file[hour] >= 0) & ((bits & qc.INVALID) != 0))
     place = np.array([trace.cell.lon]), np.array([trace.cell.lat])
     km = distance_matrix(*place, cube["lon"].values[at], cube["lat"].values[at])[0]

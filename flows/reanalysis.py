@@ -11,6 +11,7 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 
+from flows import environment
 from pipeline import report, shards, stages
 from pipeline.config import Month, RunConfig
 from pipeline.errors import AqnetError
@@ -113,7 +114,8 @@ def reanalysis(
     AqnetError
         What is wrong with configuration, input or product; then nothing was published.
     """
-    with stages.begin(config, str(runtime.flow_run.id), reason, notes) as run:
+    run_id = str(runtime.flow_run.id)
+    with environment.watched(config, run_id), stages.begin(config, run_id, reason, notes) as run:
         if workers is not None:
             months_side_by_side(run, workers)
         else:

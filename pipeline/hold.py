@@ -19,6 +19,9 @@ from pipeline.revisions import Revision, history
 
 FOLDER, REPORT = "held", "run.json"
 
+#: Papers of a run that become products when it is accepted.
+_PAPERS = {"quality-control.html": "quality control", "report.html": "run report", "lineage.json": "lineage"}
+
 
 @contextmanager
 def folder(out: Path, run_id: str) -> Iterator[Path]:
@@ -77,7 +80,7 @@ def _found(cube: Path, run_id: str) -> Revision:
 def _papers(held: Path, products: Path) -> dict[str, Path]:
     """Move quality report and lineage to the products."""
     files = {}
-    for name, title in (("quality-control.html", "quality control"), ("lineage.json", "lineage")):
+    for name, title in _PAPERS.items():
         if (held / name).exists():
             with atomic.replacing(products / name) as part:
                 shutil.copyfile(held / name, part)

@@ -29,16 +29,20 @@ from pipeline import (
     gate,
     harmonise,
     hold,
+    logs,
     maps,
     memory,
     metadata,
     outlook_fields,
+    pairs,
     provenance,
     qc,
     quality_report,
     report,
     repository,
     revisions,
+    run_report,
+    run_summary,
     score,
     skill,
     sources,
@@ -56,7 +60,7 @@ logger = logging.getLogger("aqnet")
 
 #: Names in the output folder.
 CUBE, PRODUCTS, LINEAGE, REPORT = "cube.icechunk", downloads.PRODUCTS, "lineage.json", "run.json"
-QUALITY_REPORT = "quality-control.html"
+QUALITY_REPORT, RUN_REPORT = "quality-control.html", "report.html"
 
 #: Share of land cells that may lack an estimate while some station reports: a region may be silent for hours.
 MAX_MISSING = 0.5
@@ -98,6 +102,7 @@ class Run:
     agreements: list[agreement.Agreement] = field(default_factory=list)
     scores: list[pd.DataFrame] = field(default_factory=list)
     errors: list[pd.DataFrame] = field(default_factory=list)
+    kept: list[pairs.Kept] = field(default_factory=list)
     validation: score.Validation | None = None
     checks: list[gate.Check] = field(default_factory=list)
     revision: str | None = None
@@ -118,11 +123,12 @@ class Run:
         """Time a stage and note its peak memory; a stage that fails is not noted."""
         stage, began = Stage(name, period), time.perf_counter()
         memory.reset_peak()
-        yield stage
-        stage.seconds = time.perf_counter() - began
-        stage.peak_mib = memory.peak_mib()
-        self.stages.append(stage)
-        logger.info("%s %s: %d %s in %.1f s", name, period, stage.rows, stage.unit, stage.seconds)
+        with logs.about(stage=name, period=period):
+            yield stage
+            stage.seconds = time.perf_counter() - began
+            stage.peak_mib = memory.peak_mib()
+            self.stages.append(stage)
+            logger.info("%s %s: %d %s in %.1f s", name, period, stage.rows, stage.unit, stage.seconds)
 
 
 @contextmanager
@@ -224,6 +230,8 @@ def score_month(run: Run, cube: xr.Dataset, month: Month) -> None:
         if sample is not None:
             run.scores.append(sample.table().assign(period=_label(month)))
             run.errors.append(sample.errors(cube["station"].values.tolist()))
+            limit, drawn = pairs.SAMPLE // len(run.config.months()), run.config.seed
+            run.kept.append(pairs.keep(sample.predictions, sample.truth, sample.hours, sample.nearest_km, limit, drawn))
         stage.rows, stage.unit = len(run.scores[-1]) if sample else 0, "methods"
 
 
@@ -354,6 +362,7 @@ def publish(run: Run) -> None:
         run.files |= downloads.cut(part, cube, products, run.observed)
         run.files |= _write_papers(run, products)
         stage.rows, stage.unit = len(run.files), "products"
+    run.files["run report"] = write_run_report(run, cube, products / RUN_REPORT)
     run.files["report"] = write_report(run, products / REPORT)
     run.files["checksums"] = export.sha256sums(products)
     hold.clear(run.config.out)
@@ -368,6 +377,7 @@ def hold_back(run: Run) -> str:
             if downloads.drawable(cube):
                 downloads.draw_month(cube, month, observed, folder / f"{month[0].astype('M8[M]')}.png")
         _write_papers(run, folder)
+        write_run_report(run, cube, folder / RUN_REPORT)
         write_report(run, folder / REPORT)
     return branch
 
@@ -388,6 +398,15 @@ def _write_quality_report(run: Run, path: Path) -> Path:
     around = run.grid.surroundings(analyse.EXTRAPOLATED_KM)
     made_up = maps.simulated({"title": title})
     return quality_report.write(run.quality, quality_report.About(title, period, run.run_id, around, made_up), path)
+
+
+def write_run_report(run: Run, cube: xr.Dataset, path: Path) -> Path:
+    """Write the page that says whether to trust what the run made."""
+    with run.measured("report", _label(run.hours)) as stage:
+        summary = run_summary.from_run(run, cube, run.kept, analyse.EXTRAPOLATED_KM, path.parent)
+        run_report.write(summary, path)
+        stage.rows, stage.unit = 1, "page"
+    return path
 
 
 def write_report(run: Run, path: Path) -> Path:

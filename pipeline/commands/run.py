@@ -32,9 +32,11 @@ if TYPE_CHECKING:
 @click.option("--truncated", type=click.Choice(["error", "keep"]), help=TRUNCATED)
 @click.option("--weights", type=PATH, help="Checkpoint of the network (the shipped one).")
 @click.option("--seed", type=int, help="Seed of every random draw.")
+@click.option("--outlook-hours", type=int, help="Hours to forecast after the last, up to 168 (0).")
+@click.option("--workers", type=click.IntRange(min=1), help="Make months side by side in so many processes.")
 @click.option("--reason", help="Why the run is made, for `aqnet history`; lets other weights through the release gate.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-def run(config_toml: Path | None, reason: str | None, as_json: bool, **options: Any) -> None:
+def run(config_toml: Path | None, reason: str | None, workers: int | None, as_json: bool, **options: Any) -> None:
     """Make hourly PM2.5 on a grid: ingest, quality control, analyse, validate, publish.
 
     Options override the environment (AQNET_SOURCE ...), which overrides CONFIG.toml. Without CONFIG.toml and --input
@@ -43,11 +45,11 @@ def run(config_toml: Path | None, reason: str | None, as_json: bool, **options: 
     from pipeline import config, example, report, score
 
     if not example.wanted(config_toml, options):
-        finished = _run_flow(config.from_sources(config_toml, options), reason)
+        finished = _run_flow(config.from_sources(config_toml, options), reason, workers)
         click.echo(json.dumps(report.as_dict(finished), indent=2) if as_json else report.as_text(finished))
         return
     settings, simulation = example.prepare(options["out"] or config.DEFAULT_OUT)
-    finished = _run_flow(settings, reason)
+    finished = _run_flow(settings, reason, workers)
     scores = example.against_truth(finished, simulation)
     if as_json:
         click.echo(json.dumps(report.as_dict(finished) | {"against_truth": score.records(scores)}, indent=2))
@@ -55,14 +57,14 @@ def run(config_toml: Path | None, reason: str | None, as_json: bool, **options: 
         click.echo(f"{report.as_text(finished)}\n\n{example.as_text(scores)}")
 
 
-def _run_flow(config: RunConfig, reason: str | None) -> Any:
+def _run_flow(config: RunConfig, reason: str | None, workers: int | None) -> Any:
     """Run the flow; Prefect reads its environment when it is imported, so that comes first."""
     from flows import environment
 
     environment.prepare_command_line()
     from flows.reanalysis import reanalysis
 
-    return reanalysis(config, reason)
+    return reanalysis(config, reason, workers=workers)
 
 
 @click.command()

@@ -41,6 +41,9 @@ logger = logging.getLogger("aqnet")
 ENV_PREFIX = "AQNET_"
 DEFAULT_OUT = Path("out")
 
+#: Variables of this prefix that are no fields of a run: `pipeline.logs`, `pipeline.metrics`.
+OTHER_VARIABLES = ("AQNET_LOG_FORMAT", "AQNET_METRICS_FILE")
+
 #: Hours that the outlook network forecasts.
 OUTLOOK_HOURS = 168
 
@@ -328,7 +331,7 @@ def _in_environment(key: str) -> bool:
 
 
 def _warn_of_unknown_environment() -> None:
-    for name in os.environ:
+    for name in set(os.environ) - set(OTHER_VARIABLES):
         if name.startswith(ENV_PREFIX) and name.removeprefix(ENV_PREFIX).lower() not in RunConfig.model_fields:
             logger.warning("environment variable %s is no field of a run and is ignored", name)
 

@@ -16,10 +16,9 @@ import httpx
 import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
-from test_flow import make_config, run_stages
 from test_write import NEW_YEAR, run
 
-from pipeline import metrics
+from pipeline import cli, metrics
 from pipeline.errors import ConfigError, InputError, ProductError
 from pipeline.fetch.web import FetchError
 from pipeline.simulate import Simulation
@@ -241,18 +240,36 @@ def test_labels_with_quotes_survive(out: Path) -> None:
     assert value(out, "stations_reporting", domain='a"b\\c') == 7
 
 
-def test_a_real_run_leaves_every_figure_of_its_report(
-    small_simulation: Simulation, weights: Path, tmp_path: Path
+def test_a_real_run_names_itself_in_every_line_and_leaves_every_figure(
+    prefect_harness: None,
+    small_simulation: Simulation,
+    weights: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    real = make_config(small_simulation, weights, tmp_path, end="2019-12-01", resolution=0.5)
-    with metrics.recorded(real):
-        done = run_stages(real)
-    found = {name for name, _ in told(metrics.exposition(tmp_path))}
-    assert {metric.name for metric in metrics.METRICS} - found <= {"aqnet_quality_control_flagged_ratio"}
-    seconds = sum(stage.seconds for stage in done.stages if stage.name == "analyse")
-    assert value(tmp_path, "stage_seconds", **RUN, stage="analyse") == pytest.approx(seconds)
-    last = done.observed[-1].isel(time=-1).notnull().sum()
-    assert value(tmp_path, "stations_reporting", domain="test") == int(last)
+    collected, out = tmp_path / "aqnet.prom", tmp_path / "out"
+    monkeypatch.setenv(metrics.ENVIRONMENT, str(collected))
+    monkeypatch.setenv("A_SECRET_TOKEN", "shanxi-7")
+    given = {"input": small_simulation.archive, "stations": small_simulation.stations, "weights": weights, "out": out}
+    given |= {"start": "2019-11-30T12", "end": "2019-12-01", "resolution": 0.5, "domain": "shanxi-7"}
+    words = [word for name, said in given.items() for word in (f"--{name}", str(said))]
+    box = list(map(str, small_simulation.bbox))
+    assert cli.run_command(["--log-format", "json", "run", "--json", *words, "--bbox", *box]) == 0
+    said = capsys.readouterr()
+    report, lines = json.loads(said.out), [json.loads(line) for line in said.err.splitlines()]
+    assert {line["run_id"] for line in lines} == {report["run_id"]}
+    assert {line["stage"] for line in lines} >= {"ingest", "quality control", "analyse", "validate", "publish"}
+    assert "shanxi-7" not in said.err
+    assert "pm25_***_aqnet" in said.err
+    found = told(collected.read_bytes())
+    here = {**RUN, "domain": "shanxi-7"}
+    missing = {metric.name for metric in metrics.METRICS} - {name for name, _ in found}
+    assert missing == (set() if "invalid" in report else {"aqnet_quality_control_flagged_ratio"})
+    seconds = sum(stage["seconds"] for stage in report["stages"] if stage["name"] == "analyse")
+    assert value(out, "stage_seconds", **here, stage="analyse") == pytest.approx(seconds)
+    assert 0 < value(out, "stations_reporting", domain="shanxi-7") <= 40
+    assert value(out, "analysed_until_timestamp_seconds", domain="shanxi-7") == 1575158400  # 2019-12-01T00
 
 
 # ---- the page and the alerts ----

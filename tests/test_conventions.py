@@ -66,11 +66,11 @@ def points(path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def cubes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, xr.Dataset]:
-    """Cubes of each stream and kind of grid; two are long enough for a month."""
+    """Cubes of each stream and kind of grid; one is long enough for a month."""
     out = tmp_path_factory.mktemp("cubes")
     return {
         "interim": made(out / "interim", days=DAYS),
-        "lambert": made(out / "lambert", LAMBERT, days=DAYS),
+        "lambert": made(out / "lambert", LAMBERT),
         "final": made(out / "final", stream="final"),
         "outlook": made(out / "outlook", stream="outlook"),
         "rotated": made(out / "rotated", ROTATED),

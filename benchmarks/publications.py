@@ -8,6 +8,7 @@ there were and how many were not whole.
 from __future__ import annotations
 
 import argparse
+import itertools
 import multiprocessing
 import os
 import signal
@@ -123,27 +124,33 @@ class Kills:
 def killed(path: Path, kills: int, seed: int = 1) -> Kills:
     """Kill so many runs at random moments; after each, read, and let the next run complete."""
     _kill_after(path, 1, None)  # which starts the server of forks, too
-    _, usual = _kill_after(path, 2, None)
+    usual = _timed(path, 2)
     rng = np.random.default_rng(seed)
     count, ended, published, wrong = 0, 0, 0, []
-    value = 3
+    values = itertools.count(3)
     while count < kills:
+        value = next(values)
         before = write.open_cube(path).attrs["revision"]
-        status, _ = _kill_after(path, value, float(rng.uniform(0, 1.3 * usual)))
-        ended += status == 0
-        count += status != 0
-        if problem := read(path):
+        status = _kill_after(path, value, float(rng.uniform(0, 1.2 * usual)))
+        count, ended = count + (status == -signal.SIGKILL), ended + (status == 0)
+        if problem := read(path) or (None if status in (0, -signal.SIGKILL) else f"exit status {status}"):
             wrong.append(f"after a kill: {problem}")
         published += write.open_cube(path).attrs["revision"] != before
-        publish(path, value)  # the same run again: completes what was killed, or finds nothing to do
+        usual = _timed(path, value)  # the same run again: completes what was killed, or finds nothing to do
         if problem := read(path) or _unclean(path, value):
             wrong.append(f"after the next run: {problem}")
-        value += 1
     return Kills(count, ended, published, wrong)
 
 
-def _kill_after(path: Path, value: float, seconds: float | None) -> tuple[int, float]:
-    """Start a run as a process of its own and kill it after a time, if one is given; its exit status and seconds."""
+def _timed(path: Path, value: float) -> float:
+    """Publish, and return how long that takes at the moment, seconds."""
+    began = time.perf_counter()
+    publish(path, value)
+    return time.perf_counter() - began
+
+
+def _kill_after(path: Path, value: float, seconds: float | None) -> int:
+    """Start a run as a process of its own and kill it after a time, if one is given; its exit status."""
     # Forks lose the threads of Icechunk, so they come from a process that never used it.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["pipeline.write"])
@@ -151,12 +158,11 @@ def _kill_after(path: Path, value: float, seconds: float | None) -> tuple[int, f
     process = context.Process(target=_run, args=(path, value, started))
     process.start()
     started.wait()
-    began = time.perf_counter()
     process.join(seconds)
     if process.pid is not None and process.is_alive():
         os.kill(process.pid, signal.SIGKILL)
     process.join()
-    return int(process.exitcode or 0), time.perf_counter() - began
+    return int(process.exitcode or 0)
 
 
 def _run(path: Path, value: float, started: Event) -> None:

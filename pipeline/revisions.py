@@ -199,7 +199,7 @@ def _row(revision: Revision) -> dict[str, Any]:
         found = revision.score(NETWORK, name)
         row[name] = np.nan if found is None else found
     beside = revision.score(KRIGING, SHOWN[0])
-    return row | {"mae_kriging": np.nan if beside is None else beside, "run": revision.run_id}
+    return row | {"mae_kriging": np.nan if beside is None else beside}
 
 
 def _held(revision: Revision) -> list[str]:

@@ -25,7 +25,6 @@ from pipeline.contract import STREAMS
 from pipeline.errors import ConfigError, ProductError
 from pipeline.layout import FILL, Group, lay, plain, to_hours
 from pipeline.point_table import check_table_name, write_table
-from pipeline.provenance import digest_file
 from pipeline.series import Series, TrackingId, hourly, hours_of
 
 __all__ = [
@@ -37,7 +36,6 @@ __all__ = [
     "export_netcdf",
     "export_zarr",
     "pieces",
-    "sha256sums",
     "subset",
     "write_table",
 ]
@@ -339,13 +337,3 @@ def _consolidate(folder: Path) -> None:
     root = json.loads((folder / "zarr.json").read_text())
     root["consolidated_metadata"] = {"kind": "inline", "must_understand": False, "metadata": arrays}
     (folder / "zarr.json").write_text(json.dumps(root, indent=2))
-
-
-def sha256sums(out_dir: str | Path) -> Path:
-    """Write ``SHA256SUMS`` of the files in a folder (not in folders below it), as ``sha256sum -c`` reads it."""
-    out_dir = Path(out_dir)
-    names = sorted(file.name for file in out_dir.iterdir() if file.is_file() and not file.name.startswith("."))
-    lines = [f"{digest_file(out_dir / name)}  {name}\n" for name in names if name != "SHA256SUMS"]
-    with replacing(out_dir / "SHA256SUMS") as path:
-        path.write_text("".join(lines))
-    return out_dir / "SHA256SUMS"

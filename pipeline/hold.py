@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipeline import atomic, downloads, export, write
+from pipeline import atomic, downloads, publication, staging, write
 from pipeline.errors import ProductError
 from pipeline.repository import HELD
 from pipeline.revisions import Revision, history
@@ -60,11 +60,13 @@ def accept(out: Path, cube: Path, run_id: str, reason: str) -> dict[str, Path]:
         raise ProductError(f"{cube}: run {run_id} cannot be accepted: {final[0]}")
     revision = write.accept(cube, run_id, reason)
     part = downloads.Part.recorded(found.config, found.hours["last"] != found.hours["end"])
-    products = out / downloads.PRODUCTS
-    files = {"cube": cube} | downloads.cut(part, write.open_cube(cube), products)
-    files |= _papers(out / FOLDER / run_id, products)
-    files["report"] = _report(out / FOLDER / run_id / REPORT, products / REPORT, revision, reason, files)
-    files["checksums"] = export.sha256sums(products)
+    products, papers = out / downloads.PRODUCTS, out / FOLDER / run_id
+    with staging.staged(products) as folder:
+        made = downloads.cut(part, write.open_cube(cube), folder) | _papers(papers, folder)
+        files = {"cube": cube} | {name: products / path.relative_to(folder) for name, path in made.items()}
+        files |= {"report": products / REPORT} | publication.entrances(products)
+        _report(papers / REPORT, folder / REPORT, revision, reason, files)
+        publication.complete(folder, cube)
     clear(out)
     return files
 

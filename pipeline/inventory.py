@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -121,11 +121,15 @@ class Cube:
 
 @dataclass
 class Inventory:
-    """A folder of products, and its cube where there is one; `refresh` after files were added."""
+    """A folder of products, and its cube where there is one; `refresh` after files were added.
+
+    ``known`` are SHA-256 of files that need not be digested, see `known`.
+    """
 
     folder: Path
     cube: Cube | None
     files: dict[str, File] = field(default_factory=dict)
+    known: Mapping[str, str] = field(default_factory=dict)
 
     def refresh(self) -> Inventory:
         """Digest the files that are new or were replaced since; forget those that went."""
@@ -138,7 +142,7 @@ class Inventory:
         name, info = path.relative_to(self.folder).as_posix(), path.stat()
         key = (name, info.st_ino, info.st_mtime_ns, info.st_size)
         if key not in self._digested:
-            self._digested[key] = File(name, info.st_size, digest_file(path))
+            self._digested[key] = File(name, info.st_size, self.known.get(name) or digest_file(path))
         self.files[name] = self._digested[key]
         return self.files[name]
 
@@ -158,15 +162,38 @@ class Inventory:
         return self.files.get(product.file.name.removesuffix(".nc") + ending)
 
 
-def take(folder: Path, cube: Path) -> Inventory:
+def known(folder: Path) -> dict[str, str]:
+    """SHA-256 that a folder's ``SHA256SUMS`` tells of the files that are older than it.
+
+    A file that nobody replaced keeps the digest that it was published with: old files are not read every hour, and one
+    that rotted on the disk does not get the digest of what it became.
+    """
+    sums = folder / "SHA256SUMS"
+    if not sums.is_file():
+        return {}
+    written, lines = sums.stat().st_mtime_ns, sums.read_text().splitlines()
+    told = [line.split("  ", 1) for line in lines]
+    return {name: digest for digest, name in told if _changed(folder / name) < written}
+
+
+def _changed(path: Path) -> float:
+    """When a file was written, ns; never, where it is not there."""
+    return path.stat().st_mtime_ns if path.is_file() else np.inf
+
+
+def take(folder: Path, cube: Path, known: Mapping[str, str] | None = None) -> Inventory:
     """Digest every file of a folder of products, those in folders below it too; hidden ones do not count.
+
+    Parameters
+    ----------
+    known : SHA-256 by name of files that need not be read, see `known`.
 
     Raises
     ------
     ProductError
         When there is no product, or one of them cannot be read.
     """
-    found = Inventory(folder, read_cube(cube)).refresh()
+    found = Inventory(folder, read_cube(cube), known=known or {}).refresh()
     if not found.products:
         raise ProductError(f"{folder}: expected NetCDF products, pm25_*.nc; found none; run `aqnet run` first")
     return found

@@ -104,9 +104,10 @@ def complete(products: Path, cube: Path) -> Inventory:
     products : folder of NetCDF products, their maps, lineage and reports.
     cube : the Icechunk repository beside it; where there is none, nothing leads to it.
     """
+    known = inventory.known(products)
     for name in MADE:
         atomic.remove(products / name)
-    found = inventory.take(products, cube)
+    found = inventory.take(products, cube, known)
     _warn(found)
     provenance.keep(products, _runs(found))
     _draw_small_maps(found)

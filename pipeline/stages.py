@@ -25,7 +25,6 @@ from pipeline import (
     analyse,
     covariates,
     downloads,
-    export,
     gate,
     harmonise,
     hold,
@@ -36,6 +35,7 @@ from pipeline import (
     outlook_fields,
     pairs,
     provenance,
+    publication,
     qc,
     quality_report,
     report,
@@ -46,6 +46,7 @@ from pipeline import (
     score,
     skill,
     sources,
+    staging,
     trace_runs,
     write,
 )
@@ -352,19 +353,25 @@ def _record(run: Run) -> dict[str, Any]:
 
 
 def publish(run: Run) -> None:
-    """Let readers see the candidate, then cut the downloads from it: NetCDF, maps, lineage, report, checksums."""
+    """Let readers see the candidate, then all that is cut from it and said of it, in one step.
+
+    NetCDF files, maps, lineage, reports, catalogue, download page and checksums change together.
+    """
     products = run.config.out / PRODUCTS
-    with run.measured("publish", _label(run.hours)) as stage:
-        run.revision = write.publish(run.candidate, _record(run))
-        cube = write.open_cube(run.candidate.path)
-        part = downloads.Part.of(run.config, run.candidate.hours[1] > run.candidate.issue)
-        run.files["cube"] = run.candidate.path
-        run.files |= downloads.cut(part, cube, products, run.observed)
-        run.files |= _write_papers(run, products)
-        stage.rows, stage.unit = len(run.files), "products"
-    run.files["run report"] = write_run_report(run, cube, products / RUN_REPORT)
-    run.files["report"] = write_report(run, products / REPORT)
-    run.files["checksums"] = export.sha256sums(products)
+    with staging.staged(products) as folder:
+        with run.measured("publish", _label(run.hours)) as stage:
+            run.revision = write.publish(run.candidate, _record(run))
+            cube = write.open_cube(run.candidate.path)
+            part = downloads.Part.of(run.config, run.candidate.hours[1] > run.candidate.issue)
+            made = downloads.cut(part, cube, folder, run.observed) | _write_papers(run, folder)
+            run.files["cube"] = run.candidate.path
+            run.files |= {name: products / path.relative_to(folder) for name, path in made.items()}
+            stage.rows, stage.unit = len(run.files), "products"
+        run.files |= {"run report": products / RUN_REPORT, "report": products / REPORT}
+        run.files |= publication.entrances(products)
+        write_run_report(run, cube, folder / RUN_REPORT, products)
+        write_report(run, folder / REPORT)
+        publication.complete(folder, run.candidate.path)
     hold.clear(run.config.out)
 
 
@@ -377,7 +384,7 @@ def hold_back(run: Run) -> str:
             if downloads.drawable(cube):
                 downloads.draw_month(cube, month, observed, folder / f"{month[0].astype('M8[M]')}.png")
         _write_papers(run, folder)
-        write_run_report(run, cube, folder / RUN_REPORT)
+        write_run_report(run, cube, folder / RUN_REPORT, folder)
         write_report(run, folder / REPORT)
     return branch
 
@@ -400,10 +407,10 @@ def _write_quality_report(run: Run, path: Path) -> Path:
     return quality_report.write(run.quality, quality_report.About(title, period, run.run_id, around, made_up), path)
 
 
-def write_run_report(run: Run, cube: xr.Dataset, path: Path) -> Path:
-    """Write the page that says whether to trust what the run made."""
+def write_run_report(run: Run, cube: xr.Dataset, path: Path, place: Path) -> Path:
+    """Write the page that says whether to trust what the run made; readers will find it in the folder `place`."""
     with run.measured("report", _label(run.hours)) as stage:
-        summary = run_summary.from_run(run, cube, run.kept, analyse.EXTRAPOLATED_KM, path.parent)
+        summary = run_summary.from_run(run, cube, run.kept, analyse.EXTRAPOLATED_KM, place)
         run_report.write(summary, path)
         stage.rows, stage.unit = 1, "page"
     return path

@@ -18,7 +18,7 @@ import pytest
 import xarray as xr
 
 from flows import environment
-from pipeline import harmonise, hold, score, simulate, stages, write
+from pipeline import catalog, harmonise, hold, publication, score, simulate, stages, write
 from pipeline.config import RunConfig, from_sources
 from pipeline.errors import AqnetError, ConfigError, InputError, ProductError
 from pipeline.simulate import Simulation
@@ -84,7 +84,12 @@ def test_products_of_a_run(published: stages.Run) -> None:
     names = {path.name for path in (published.config.out / stages.PRODUCTS).iterdir()}
     stems = [f"pm25_test_aqnet_interim_v0.1.0_hourly_{days}" for days in ("20191130-20191130", "20191201-20191202")]
     pictures = {f"{stem}{ending}" for stem in stems for ending in (".nc", ".png")}
-    assert names == pictures | {"lineage.json", "run.json", "quality-control.html", "SHA256SUMS"}
+    papers = {"lineage.json", "run.json", "quality-control.html", "report.html"}
+    offered = {*publication.MADE, catalog.THUMBNAILS, "provenance"}
+    assert pictures | papers <= names
+    assert names - pictures - papers <= offered
+    assert {path.name for path in publication.entrances(published.config.out / stages.PRODUCTS).values()} <= names
+    assert {path.exists() for path in published.files.values()} == {True}
     with xr.open_dataset(published.files["netcdf 2019-12"]) as month:
         assert month.sizes["time"] == 30
         assert month.attrs["flow_run_id"] == "by-hand"
@@ -94,7 +99,8 @@ def test_products_of_a_run(published: stages.Run) -> None:
 def test_checksums_hold(published: stages.Run) -> None:
     products = published.config.out / stages.PRODUCTS
     lines = (products / "SHA256SUMS").read_text().splitlines()
-    assert len(lines) == 7
+    every = {path.relative_to(products).as_posix() for path in products.rglob("*") if path.is_file()}
+    assert {line.split("  ")[1] for line in lines} == every - {"SHA256SUMS"}
     for line in lines:
         digest, name = line.split("  ")
         assert hashlib.sha256((products / name).read_bytes()).hexdigest() == digest
@@ -106,6 +112,7 @@ def test_the_report_tells_stages_and_lineage(published: stages.Run) -> None:
         *("ingest", "quality control", "analyse", "score") * 2,
         "validate",
         "publish",
+        "report",
     ]
     assert all(stage["seconds"] > 0 and stage["peak_mib"] > 50 and stage["rows"] > 0 for stage in report["stages"])
     assert report["revision"] == "r1"

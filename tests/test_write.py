@@ -269,7 +269,7 @@ def test_a_candidate_does_not_publish_over_a_main_that_moved(path: Path) -> None
         session = candidate.repo.writable_session("main")
         zarr.open_group(session.store, mode="a").attrs["title"] = "someone else"
         session.commit("someone else")
-        with pytest.raises(ProductError, match="run .*: main moved since the candidate began"):
+        with pytest.raises(ProductError, match=r"run .*: main moved since the candidate began"):
             write.publish(candidate)
     assert (write.open_cube(path)["revision"].values == 1).all()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -249,19 +250,24 @@ def test_a_real_run_names_itself_in_every_line_and_leaves_every_figure(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     collected, out = tmp_path / "aqnet.prom", tmp_path / "out"
-    monkeypatch.setenv(metrics.ENVIRONMENT, str(collected))
     monkeypatch.setenv("A_SECRET_TOKEN", "shanxi-7")
     given = {"input": small_simulation.archive, "stations": small_simulation.stations, "weights": weights, "out": out}
     given |= {"start": "2019-11-30T12", "end": "2019-12-01", "resolution": 0.5, "domain": "shanxi-7"}
     words = [word for name, said in given.items() for word in (f"--{name}", str(said))]
     box = list(map(str, small_simulation.bbox))
-    assert cli.run_command(["--log-format", "json", "run", "--json", *words, "--bbox", *box]) == 0
+    assert (
+        cli.run_command(
+            ["--log-format", "json", "run", "--json", "--metrics-file", str(collected), *words, "--bbox", *box]
+        )
+        == 0
+    )
     said = capsys.readouterr()
     report, lines = json.loads(said.out), [json.loads(line) for line in said.err.splitlines()]
     assert {line["run_id"] for line in lines} == {report["run_id"]}
     assert {line["stage"] for line in lines} >= {"ingest", "quality control", "analyse", "validate", "publish"}
     assert "shanxi-7" not in said.err
     assert "pm25_***_aqnet" in said.err
+    assert metrics.ENVIRONMENT not in os.environ
     found = told(collected.read_bytes())
     here = {**RUN, "domain": "shanxi-7"}
     missing = {metric.name for metric in metrics.METRICS} - {name for name, _ in found}

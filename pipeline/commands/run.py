@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline.commands.arguments import PATH, TRUNCATED, hour, hours
+from pipeline.commands.watch import metrics_file
 
 if TYPE_CHECKING:
     from pipeline.config import RunConfig
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 @click.option("--outlook-hours", type=int, help="Hours to forecast after the last, up to 168 (0).")
 @click.option("--workers", type=click.IntRange(min=1), help="Make months side by side in so many processes.")
 @click.option("--reason", help="Why the run is made, for `aqnet history`; lets other weights through the release gate.")
+@metrics_file
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def run(config_toml: Path | None, reason: str | None, workers: int | None, as_json: bool, **options: Any) -> None:
     """Make hourly PM2.5 on a grid: ingest, quality control, analyse, validate, publish.

@@ -1,6 +1,6 @@
 # aqnet-reanalysis: `make run` is all a new machine needs (Python 3.11, make, git).
 .DEFAULT_GOAL := help
-.PHONY: help run test lint tools faults gate publications fuzz planted bench train evaluate clean
+.PHONY: help run test lint tools faults gate publications crate fuzz planted bench train evaluate clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -24,13 +24,18 @@ lint: $(VENV)/.installed-dev ## ruff, mypy, import-linter
 
 faults: $(VENV)/.installed-dev ## kill runs, ingests and fetches at every stage and look at what readers see
 	@AQNET_TEST_ALL_FAULTS=1 $(BIN)/python -m pytest -q tests/test_faults.py tests/test_faults_store.py \
-	    tests/test_faults_fetch.py tests/test_publications.py tests/test_gate.py
+	    tests/test_faults_fetch.py tests/test_publications.py tests/test_gate.py tests/test_catalog.py
 
 gate: $(VENV)/.installed-dev ## run the release gate on 20 simulated networks, clean, and with every defect planted (ARGS="...")
 	@$(BIN)/python -m benchmarks.gate $(ARGS)
 
 publications: $(VENV)/.installed-dev ## publish 100 times under a reader, kill 50 publications at random moments
 	@$(BIN)/python -m benchmarks.publications $(ARGS)
+
+crate: $(VENV)/.installed-dev ## validate an RO-Crate with rocrate-validator, in an environment of its own (.venv-crate)
+	@[ -d .venv-crate ] || $(BIN)/python -m venv .venv-crate
+	@.venv-crate/bin/python -m pip install -qq --disable-pip-version-check roc-validator==0.13.0 rocrate==0.16.0
+	@AQNET_ROCRATE_PYTHON=$(CURDIR)/.venv-crate/bin/python $(BIN)/python -m pytest -q tests/test_crate.py
 
 fuzz: $(VENV)/.installed-dev ## feed every reader 100,000 damaged inputs (ARGS="..." for benchmarks.fuzz)
 	@$(BIN)/python -m benchmarks.fuzz $(ARGS)

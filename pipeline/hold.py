@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipeline import atomic, downloads, publication, staging, write
+from pipeline import atomic, downloads, inventory, publication, staging, write
 from pipeline.errors import ProductError
 from pipeline.repository import HELD
 from pipeline.revisions import Revision, history
@@ -66,7 +66,7 @@ def accept(out: Path, cube: Path, run_id: str, reason: str) -> dict[str, Path]:
         files = {"cube": cube} | {name: products / path.relative_to(folder) for name, path in made.items()}
         files |= {"report": products / REPORT} | publication.entrances(products)
         _report(papers / REPORT, folder / REPORT, revision, reason, files)
-        publication.complete(folder, cube)
+        publication.complete(folder, cube, inventory.known(folder))
     clear(out)
     return files
 

@@ -28,6 +28,7 @@ from pipeline import (
     gate,
     harmonise,
     hold,
+    inventory,
     logs,
     maps,
     memory,
@@ -371,7 +372,7 @@ def publish(run: Run) -> None:
         run.files |= publication.entrances(products)
         write_run_report(run, cube, folder / RUN_REPORT, products)
         write_report(run, folder / REPORT)
-        publication.complete(folder, run.candidate.path)
+        publication.complete(folder, run.candidate.path, inventory.known(folder))
     hold.clear(run.config.out)
 
 

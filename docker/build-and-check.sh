@@ -73,6 +73,7 @@ build() {
     [ -z "$BASE" ] || options+=(--build-arg "BASE=$BASE")
     [ -z "${TORCH_INDEX:-}" ] || options+=(--build-arg "TORCH_INDEX=$TORCH_INDEX")
     [ -z "${PIP_CONF:-}" ] || options+=(--secret "id=pip,src=$PIP_CONF")
+    [ "$ENGINE" = docker ] || options+=(--format docker) # OCI's own format has no health check
     # shellcheck disable=SC2086 # BUILD_OPTIONS is words
     "$ENGINE" build "${options[@]}" ${BUILD_OPTIONS:-} .
 }

@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import xarray as xr
 
-from pipeline import export, maps, outlook_fields
+from pipeline import aggregate, export, maps, outlook_fields
 from pipeline.config import Month, RunConfig, calendar_months, naive, utc_hour
-from pipeline.contract import HOUR
+from pipeline.contract import HOUR, STREAMS
+from pipeline.export import Cut
+from pipeline.inventory import NAME
 
 #: Folder of the products in a run's output folder.
 PRODUCTS = "products"
@@ -48,31 +51,76 @@ class Part:
 
 
 def cut(part: Part, cube: xr.Dataset, folder: Path, observed: Sequence[xr.DataArray] = ()) -> dict[str, Path]:
-    """Write NetCDF and map of each month of a run, and of its outlook; return them by name.
+    """Write the files of each calendar month that a run touched, and of its outlook; return them by name.
+
+    A month's file has all hours of the month that the cube holds in its stream, whichever runs made them: of the run's
+    own stream, and of the other where the month has hours of it, since an hour that became final left the interim
+    file. What these files take the place of goes.
 
     Parameters
     ----------
     cube : published, from `pipeline.write.open_cube`.
     folder : where the files go.
-    observed : valid PM2.5 of the months, for the maps' dots; a month without has none.
+    observed : valid PM2.5 of the run's months, for the maps' dots: drawn where they are of all hours of a map.
     """
     files: dict[str, Path] = {}
     dots = {values["time"].values[0].astype("M8[M]"): values for values in observed}
-    for first, end in part.months:
-        files |= _cut_month(part, cube, folder, (first, end), dots.get(first.astype("M8[M]")))
+    for month in sorted({first.astype("M8[M]") for first, _ in part.months}):
+        held = cube.sel(time=slice(month.astype("M8[h]"), (month + 1).astype("M8[h]") - HOUR))
+        for stream in (part.stream, *(other for other in ("interim", "final") if other != part.stream)):
+            made = _cut_month(part, held, stream, folder, dots.get(month))
+            files |= {name if stream == part.stream else f"{stream} {name}": path for name, path in made.items()}
+            _remove_others(part, stream, str(month), folder, set(made.values()))
+            if _whole(held, month, stream):
+                files[f"monthly {month.astype('M8[Y]')}"] = _cut_year(part, cube, stream, month, folder)
     return files | (_cut_outlook(part, cube, folder) if part.ahead else {})
 
 
+def _whole(cube: xr.Dataset, month: np.datetime64, stream: str) -> bool:
+    """Whether a part of the cube has every hour of a month in a stream."""
+    hours = ((month + 1).astype("M8[h]") - month.astype("M8[h]")).astype(int)
+    return bool((cube["stream"].values == STREAMS[stream]).sum() == hours)
+
+
+def _cut_year(part: Part, cube: xr.Dataset, stream: str, month: np.datetime64, folder: Path) -> Path:
+    """NetCDF of the monthly means of a year, up to a month that is whole."""
+    start, end = month.astype("M8[Y]").astype("M8[h]"), (month + 1).astype("M8[h]")
+    (path,) = export.export_files(cube, folder, Cut(stream, "monthly", start, end), "netcdf", part.domain, part.version)
+    _remove_others(part, stream, str(start.astype("M8[Y]")), folder, {path}, ("monthly",))
+    return path
+
+
 def _cut_month(
-    part: Part, cube: xr.Dataset, folder: Path, hours: Month, observed: xr.DataArray | None
+    part: Part, cube: xr.Dataset, stream: str, folder: Path, observed: xr.DataArray | None
 ) -> dict[str, Path]:
-    """NetCDF and map of one month."""
-    files, (first, end), month = {}, hours, str(hours[0].astype("M8[M]"))
-    for path in export.export_netcdf(cube, folder, part.domain, part.stream, part.version, start=first, end=end):
-        files[f"netcdf {month}"] = path
-        if drawable(cube):
-            files[f"map {month}"] = draw_month(cube, hours, observed, path.with_suffix(".png"))
+    """NetCDF of the hours and days of a stream in one month, and their map; nothing where it has no hour."""
+    if not (cube["stream"].values == STREAMS[stream]).any():
+        return {}
+    hours = export.subset(cube, stream)
+    month, named = str(hours["time"].values[0].astype("M8[M]")), (part.domain, part.version)
+    (path,) = export.export_files(cube, folder, Cut(stream), "netcdf", *named)
+    files = {f"netcdf {month}": path}
+    if aggregate.days(hours, 0):
+        (files[f"daily {month}"],) = export.export_files(cube, folder, Cut(stream, "daily"), "netcdf", *named)
+    if drawable(cube):
+        dots = observed if observed is not None and _covers(observed, hours) else None
+        files[f"map {month}"] = maps.summary_figure(hours, path.with_suffix(".png"), dots)
     return files
+
+
+def _covers(observed: xr.DataArray, hours: xr.Dataset) -> bool:
+    return bool(np.isin(hours["time"].values, observed["time"].values).all())
+
+
+def _remove_others(
+    part: Part, stream: str, when: str, folder: Path, kept: set[Path], frequencies: Sequence[str] = ("hourly", "daily")
+) -> None:
+    """Remove files of a month or year and stream that those which were written take the place of."""
+    start = f"pm25_{part.domain}_aqnet_{stream}_v{part.version}"
+    for frequency in frequencies:
+        for path in folder.glob(f"{start}_{frequency}_{when.replace('-', '')}*"):
+            if path not in kept and NAME.fullmatch(path.with_suffix(".nc").name):
+                path.unlink()
 
 
 def drawable(cube: xr.Dataset) -> bool:

@@ -333,6 +333,16 @@ def test_the_command_writes(path: Path, tmp_path: Path, words: str, names: list[
 
 # ---- appended or in one go ----
 
+
+def test_a_cube_on_a_projection_with_two_parallels_is_extended(tmp_path: Path) -> None:
+    """CF says them as a pair, which JSON makes a list of: the grid of the second run is still that of the first."""
+    grid = Grid.from_corner((0, 0), (3, 2), 12_000, "+proj=lcc +lat_1=30 +lat_2=60 +lat_0=38 +lon_0=115 +R=6370000")
+    assert [run(tmp_path / "cube", NEW_YEAR + at, NEW_YEAR + at + 2, grid=grid) for at in (0, 2)] == ["r1", "r2"]
+    (file,) = export.export_netcdf(write.open_cube(tmp_path / "cube"), tmp_path, "x", "interim", "0.1.0")
+    with netCDF4.Dataset(file) as found:
+        assert found["crs"].standard_parallel.tolist() == [30, 60]
+
+
 #: What tells of the making of a product, and so differs where the making did.
 OF_THE_MAKING = {"date_created", "history", "revision", "flow_run_id"}
 

@@ -299,7 +299,7 @@ def estimate(
         raise InputError(f"{input_path}: expected valid PM2.5 from {lead} to {end} UTC; found none")
     estimates = at_points(cube, points, start, network)
     _warn_of_extrapolation(estimates)
-    return export.write_table(estimates, output)
+    return export.write_table(estimates, output, points)
 
 
 def _warn_of_extrapolation(estimates: pd.DataFrame) -> None:

@@ -158,7 +158,7 @@ def begin(
     lineage = provenance.lineage(config.digest(), inputs, network.digest, run_id)
     title = {"title": config.title} if config.title else {}
     attrs = lineage | sources.find(config.source).state(config.input) | title | covariates.describe(config.covariates)
-    attrs |= notes or {}
+    attrs |= {**config.attributes, **(notes or {})}
     with write.begin(config.out / CUBE, grid, start, end, attrs, config.outlook_hours) as candidate:
         yield Run(config, run_id, grid, network, inputs, lineage, candidate, known, outlook, reason)
 

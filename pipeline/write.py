@@ -449,6 +449,7 @@ def _dataset(store: icechunk.IcechunkStore) -> xr.Dataset:
     for spec in FIELDS:
         cube[spec.name].attrs |= spec.attrs  # JSON keeps no dtype; CF wants flag values in the variable's own
     cube = cube.set_coords(set(cube.data_vars) - set(FIELD_NAMES))
+    cube.attrs.pop("zarr_conventions", None)  # of the store, and no attribute that NetCDF can hold
     return xr.Dataset({name: cube[name] for name in FIELD_NAMES}, cube.coords, cube.attrs)
 
 

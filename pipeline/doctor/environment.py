@@ -108,7 +108,7 @@ def projections(subject: Subject) -> Iterator[Check]:
 
 
 def _centre(subject: Subject) -> tuple[float, float]:
-    bbox = subject.config.bbox if subject.config else None
+    bbox = subject.config.grid().bbox if subject.config else None
     return ((bbox[0] + bbox[2]) / 2, (bbox[1] + bbox[3]) / 2) if bbox else (10.0, 52.0)
 
 

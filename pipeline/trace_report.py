@@ -96,7 +96,7 @@ def _agreement(trace: Trace) -> str:
         published, again = trace.published.values[name], trace.recomputed[name]
         verdict = "within rounding" if trace.agrees(name) else "NOT EXPLAINED BY ROUNDING"
         lines.append(f"  {name:36} {published:12.6g} {again:13.6g}   {100 * trace.difference(name):+.3f} %  {verdict}")
-    lines.append("  Published values are rounded to 9 bits of mantissa: by 0.098 % at most.")
+    lines.append("  Published values are rounded to 9 bits of mantissa, by 0.098 % at most; z is good to 0.0001.")
     if not all(map(trace.agrees, VALUES)):
         lines.append(f"  The run was made by {trace.made.code or 'an unknown version'}; this is {code_version()}.")
     return "\n".join(lines)

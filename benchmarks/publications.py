@@ -131,7 +131,8 @@ def killed(path: Path, kills: int, seed: int = 1) -> Kills:
     while count < kills:
         value = next(values)
         before = write.open_cube(path).attrs["revision"]
-        status = _kill_after(path, value, float(rng.uniform(0, 1.2 * usual)))
+        # A process that is new to the cube takes longer than this one, which opened it before.
+        status = _kill_after(path, value, float(rng.uniform(0, 4 * usual)))
         count, ended = count + (status == -signal.SIGKILL), ended + (status == 0)
         if problem := read(path) or (None if status in (0, -signal.SIGKILL) else f"exit status {status}"):
             wrong.append(f"after a kill: {problem}")

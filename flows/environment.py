@@ -25,9 +25,6 @@ ALWAYS = {
 #: On the command line `aqnet` reports errors itself, in one line, so Prefect's log with its tracebacks stays silent.
 COMMAND_LINE = {"PREFECT_LOGGING_LEVEL": "CRITICAL", "PREFECT_LOGGING_TO_API_ENABLED": "false"}
 
-#: Loggers by which Prefect speaks of a run.
-_PREFECT = ("", "prefect", "prefect.flow_runs", "prefect.task_runs")
-
 
 def prepare() -> None:
     """Set what every use of the flows needs; a variable that is set already stays as it is."""
@@ -67,12 +64,12 @@ def watched(config: RunConfig, run_id: str) -> Iterator[None]:
 
 @contextmanager
 def _logged(run_id: str) -> Iterator[None]:
-    """Send our log where Prefect's goes, unless the command line took it."""
+    """Send our log where Prefect's goes, unless the command line took it; other libraries speak as we do."""
     logger = logging.getLogger("aqnet")
+    _make_safe(logs.wanted())
     if not logger.propagate:
         yield
         return
-    _make_safe(logs.wanted())
     handler, level = _to_prefect(run_id), logger.level
     logger.addHandler(handler)
     logger.setLevel(min(level or logging.INFO, logging.INFO))
@@ -99,15 +96,14 @@ def _to_prefect(run_id: str) -> logging.Handler:
 
 def _make_safe(form: str) -> None:
     """Take secrets out of what Prefect's handlers say, and let those of the console write JSON where that is wanted."""
-    for name in _PREFECT:
-        logger = logging.getLogger(name)
+    for logger in (logging.root, *map(logging.getLogger, list(logging.root.manager.loggerDict))):
         for handler in list(logger.handlers):
-            if not type(handler).__module__.startswith("prefect.") or isinstance(handler.formatter, logs.Hiding):
+            if not type(handler).__module__.startswith("prefect."):
                 continue
             if form == "json" and isinstance(handler, logging.StreamHandler):
                 logger.removeHandler(handler)
                 logger.addHandler(_json_to(handler))
-            else:
+            elif not isinstance(handler.formatter, logs.Hiding):
                 handler.setFormatter(logs.Hiding(handler.formatter or logging.Formatter()))
 
 

@@ -299,6 +299,21 @@ def test_prefects_lines_are_ours_in_form_and_without_secrets(
     assert (line["message"], line["run_id"]) == ("failed with *** :warning: [bold]", "r-1")
 
 
+def test_other_libraries_speak_json_and_tell_no_secret_when_the_command_runs_a_flow(
+    lines: Said, secrets: dict[str, str]
+) -> None:
+    from prefect.logging.handlers import PrefectConsoleHandler
+
+    stream, other = io.StringIO(), logging.getLogger("a_library_of_others")
+    other.addHandler(PrefectConsoleHandler(stream=stream))
+    other.setLevel(logging.INFO)
+    with environment._logged("r-1"), logs.about(run_id="r-1"):
+        other.info("at tcp://me:%s@host", secrets["MY_TOKEN"])
+    other.handlers.clear()
+    line = json.loads(stream.getvalue())
+    assert (line["message"], line["logger"], line["run_id"]) == ("at tcp://***@host", "a_library_of_others", "r-1")
+
+
 def test_a_flow_sends_our_lines_to_prefect(monkeypatch: pytest.MonkeyPatch, secrets: dict[str, str]) -> None:
     from prefect.logging.handlers import APILogHandler
 

@@ -268,7 +268,8 @@ def test_estimate_writes_the_same_table_in_every_format(tmp_path: Path, tiny_wei
     np.testing.assert_allclose(text[COLUMNS[2:]], found[COLUMNS[2:]], rtol=1e-6)
     with xr.open_dataset(out["nc"]) as cdf:
         assert cdf["station"].values.tolist() == ["home", "work"]
-        np.testing.assert_array_equal(cdf["pm2p5"].values.ravel(), found["pm2p5"])
+        np.testing.assert_array_equal(cdf["pm2p5"].transpose("time", "point").values.ravel(), found["pm2p5"])
+        np.testing.assert_array_equal(cdf["lon"], HOMES["lon"])
         assert cdf["pm2p5"].attrs["units"] == "ug m-3"
 
 

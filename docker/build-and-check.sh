@@ -94,8 +94,7 @@ run_oci() { # buildah's image under runc or crun: chroot isolation alone would l
     sed -e "s|@ROOT@|$root|; s|@CHECK@|$PWD/docker/check|; s|@VOLUMES@|$WORK/volumes|; s|@ENVIRONMENT@|$environment|" \
         docker/check/runtime.json > "$WORK/bundle/config.json"
     leaks "$root"
-    say "image: $(du -sm --apparent-size "$root" | cut -f1) MB unpacked, base $(buildah inspect --type image \
-        --format '{{.FromImage}}' "$TAG")"
+    say "image: $(du -sm --apparent-size "$root" | cut -f1) MB unpacked"
     "$runtime" run --bundle "$WORK/bundle" "aqnet-check-$$"
 }
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from pipeline import quality_report
+from pipeline import gate, quality_report
 from pipeline.score import markdown, records
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ def as_dict(run: Run) -> dict[str, Any]:
         "alarms": quality_report.alarms(run.quality) if run.quality else [],
         "validation": asdict(run.validation) if run.validation else None,
         "checks": [asdict(check) for check in run.checks],
+        "invalid": gate.total(run.invalid),
         "withheld_stations": records(scores(run)),
         "files": {name: str(path) for name, path in run.files.items()},
     }

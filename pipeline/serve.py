@@ -21,6 +21,7 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
+from pipeline import metrics
 from pipeline.errors import ConfigError
 from pipeline.publication import CUBE, PRODUCTS
 
@@ -68,7 +69,15 @@ def application(out: Path) -> Starlette:
     """
     if not (out / PRODUCTS).is_dir():
         raise ConfigError(f"{out}: expected the output folder of `aqnet run`; found no folder '{PRODUCTS}' in it")
-    routes = [Route("/", _to_products), Mount(f"/{PRODUCTS}", Downloads(directory=out / PRODUCTS, html=True))]
+
+    async def figures(_request: Request) -> Response:
+        return Response(metrics.exposition(out), media_type=metrics.CONTENT_TYPE)
+
+    routes = [
+        Route("/", _to_products),
+        Route("/metrics", figures),
+        Mount(f"/{PRODUCTS}", Downloads(directory=out / PRODUCTS, html=True)),
+    ]
     if (out / CUBE).is_dir():
         routes.append(Mount(f"/{CUBE}", Downloads(directory=out / CUBE)))
     return Starlette(routes=routes, middleware=[_CORS])

@@ -21,7 +21,7 @@ import icechunk
 import torch
 from distributed import Client, LocalCluster, as_completed
 
-from pipeline import analyse, covariates, stages
+from pipeline import analyse, covariates, logs, stages
 from pipeline.config import Month, RunConfig
 from pipeline.stages import Run
 from pipeline.write import Candidate
@@ -32,7 +32,7 @@ logger = logging.getLogger("aqnet")
 RETRIES = 3
 
 #: What a month adds to its run: lists of `pipeline.stages.Run`.
-LISTS = ("stages", "quality", "observed", "invalid", "agreements", "scores", "errors")
+LISTS = ("stages", "quality", "observed", "invalid", "agreements", "scores", "errors", "kept")
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,7 @@ def _fork(candidate: Candidate) -> Candidate:
 @contextmanager
 def _client(workers: int) -> Iterator[Client]:
     """Connect to the scheduler that is named, or to a cluster of own processes with a thread each."""
+    logging.getLogger("distributed").setLevel(logging.WARNING)
     address = os.environ.get("DASK_SCHEDULER_ADDRESS")
     if address:
         with Client(address) as client:
@@ -106,6 +107,12 @@ def _gather(client: Client, tasks: list[Task]) -> list[Made]:
 def month(task: Task) -> Made:
     """Make one month on its fork: ingest, quality control, estimate, score; run by a worker."""
     torch.set_num_threads(1)
+    with logs.in_worker(run_id=task.run_id):
+        return _month(task)
+
+
+def _month(task: Task) -> Made:
+    """As `month`, its log lines being the run's."""
     config = task.config
     known = covariates.open_all(config.covariates)
     network = analyse.load(config.weights)

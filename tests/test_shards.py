@@ -55,6 +55,7 @@ def assert_same(found: stages.Run, wanted: stages.Run) -> None:
     for name in cubes[1].variables:
         np.testing.assert_array_equal(cubes[0][name].values, cubes[1][name].values, err_msg=str(name))
     assert report.scores(found).equals(report.scores(wanted))
+    assert [kept.cells.to_dict() for kept in found.kept] == [kept.cells.to_dict() for kept in wanted.kept]
     assert report.quality(found).equals(report.quality(wanted))
     assert [(stage.name, stage.period, stage.rows) for stage in found.stages] == [
         (stage.name, stage.period, stage.rows) for stage in wanted.stages

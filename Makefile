@@ -1,6 +1,6 @@
 # aqnet-reanalysis: `make run` is all a new machine needs (Python 3.11, make, git).
 .DEFAULT_GOAL := help
-.PHONY: help run test lint tools faults gate publications crate traces fuzz planted bench train evaluate clean
+.PHONY: help run test lint tools faults gate publications crate traces fuzz planted bench train evaluate image clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -57,6 +57,9 @@ train: $(VENV)/.installed ## train AQ-Net (ARGS="..." for aqnet train)
 
 evaluate: $(VENV)/.installed ## score the shipped weights beside the baselines (ARGS="..." for aqnet evaluate)
 	@$(BIN)/aqnet evaluate $(ARGS)
+
+image: ## build the container image and run it: no network, read-only root (buildah, docker or podman)
+	@docker/build-and-check.sh
 
 clean: ## remove everything that make made, the products in out/ excepted
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -30,8 +30,9 @@ from scipy.interpolate import griddata
 
 from model import baseline, infer, space_time
 from model.windows import POLLUTANTS, Observations, Points
-from pipeline import analyse, qc, write
+from pipeline import analyse, qc
 from pipeline.contract import HOUR
+from pipeline.cube import write
 from pipeline.grid import Grid, relief, terrain
 
 BBOX = (105.0, 32.0, 125.0, 45.0)

@@ -19,9 +19,10 @@ from scipy.ndimage import gaussian_filter, map_coordinates
 
 from model import background, infer
 from model.windows import Estimate, Observations, Points
-from pipeline import analyse, harmonise, qc, simulate, sources
+from pipeline import analyse, harmonise, qc, sources
 from pipeline.grid import is_land, relief, terrain
-from pipeline.truth import RandomField, Scale
+from pipeline.twin import simulate
+from pipeline.twin.truth import RandomField, Scale
 
 Array = NDArray[np.float64]
 BBOX, DAYS, FIRST, CELLS = (110.0, 33.0, 119.0, 41.0), 8, 48, 1500

@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 
 from model import checkpoint, infer
 from model.windows import LEVELS
-from pipeline import evaluate, harmonise, sources
-from pipeline.aggregate import DAYS_NEEDED, HOURS_NEEDED
+from pipeline import harmonise, sources
 from pipeline.contract import HOUR
+from pipeline.evaluation import evaluate
+from pipeline.products.aggregate import DAYS_NEEDED, HOURS_NEEDED
 
 Float = NDArray[np.float64]
 

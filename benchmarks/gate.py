@@ -18,10 +18,11 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import pandas as pd
 
-from pipeline import hold, sources, stages
+from pipeline import sources, stages
 from pipeline.config import RunConfig
 from pipeline.errors import AqnetError
-from pipeline.simulate import simulate
+from pipeline.release import hold
+from pipeline.twin.simulate import simulate
 
 BBOX = (110.0, 36.0, 113.0, 39.0)
 #: Hours that are published first, and those of the run that is judged, UTC.

@@ -22,8 +22,8 @@ import icechunk
 import numpy as np
 import xarray as xr
 
-from pipeline import layout, write
 from pipeline.contract import FIELDS
+from pipeline.cube import layout, write
 from pipeline.grid import Grid
 
 GRID = Grid((119.0, 36.0, 121.0, 38.0), 0.25)
@@ -154,7 +154,7 @@ def _kill_after(path: Path, value: float, seconds: float | None) -> int:
     """Start a run as a process of its own and kill it after a time, if one is given; its exit status."""
     # Forks lose the threads of Icechunk, so they come from a process that never used it.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pipeline.write"])
+    context.set_forkserver_preload(["pipeline.cube.write"])
     started = context.Event()
     process = context.Process(target=_run, args=(path, value, started))
     process.start()

@@ -25,12 +25,14 @@ import pandas as pd
 import torch
 
 from model.trace import Parts, in_ug
-from pipeline import simulate, sources, stages, write
+from pipeline import sources, stages
 from pipeline.config import RunConfig
 from pipeline.contract import HOUR
+from pipeline.cube import write
 from pipeline.store.ingest import ingest
-from pipeline.trace import ROUNDING, VALUES, Trace, traces
-from pipeline.trace_report import as_dict, steps
+from pipeline.tracing.text import as_dict, steps
+from pipeline.tracing.trace import ROUNDING, VALUES, Trace, traces
+from pipeline.twin import simulate
 
 BBOX = (110.5, 36.5, 113.5, 38.5)
 STATIONS = 60

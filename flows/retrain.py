@@ -9,7 +9,7 @@ from prefect.artifacts import create_table_artifact
 
 from pipeline import renew
 from pipeline.errors import ProductError
-from pipeline.gate import failed
+from pipeline.release.gate import failed
 
 
 @flow(name="retrain")

@@ -13,8 +13,9 @@ from prefect.states import Completed, State
 from pydantic import BaseModel, ConfigDict, Field
 
 from flows.reanalysis import reanalysis, stage
-from pipeline import fetch, schedule, stages, write
+from pipeline import fetch, schedule, stages
 from pipeline.config import RunConfig, from_sources, naive
+from pipeline.cube import write
 from pipeline.errors import ConfigError
 from pipeline.store import ingest as ingesting
 

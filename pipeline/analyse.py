@@ -19,11 +19,12 @@ from model.outlook import OutlookNet
 from model.outlook_infer import outlook_blocks
 from model.outlook_inputs import HISTORY
 from model.windows import Estimate, Observations, Points
-from pipeline import covariates, export, qc
+from pipeline import covariates, qc
 from pipeline.contract import HOUR, POLLUTANTS, QUALITY_BITS, STREAMS, check_station_cube
 from pipeline.errors import ConfigError, InputError
 from pipeline.grid import Grid, relief, terrain
 from pipeline.harmonise import to_cube
+from pipeline.products import export
 from pipeline.sources import table
 
 log = logging.getLogger("aqnet")

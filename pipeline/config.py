@@ -153,7 +153,7 @@ class RunConfig(BaseSettings):
     domain, version : name and version of the product, in file names.
     title : title of the product; None takes the general one.
     attributes : global attributes of the product that say who stands for it (``creator_email``, ``publisher_name``
-        ...), in place of those of `pipeline.layout.GLOBAL_ATTRS`.
+        ...), in place of those of `pipeline.cube.layout.GLOBAL_ATTRS`.
     truncated : whether an input file that ends early is an error or kept up to its last whole line.
     weights : checkpoint of the network; None is the one shipped.
     outlook_weights : checkpoint of the outlook network, read where `outlook_hours` is above 0; None is the one shipped.
@@ -222,7 +222,7 @@ class RunConfig(BaseSettings):
     @field_validator("attributes")
     @classmethod
     def _not_what_a_run_finds(cls, value: dict[str, str]) -> dict[str, str]:
-        from pipeline.layout import OPERATOR_ATTRS
+        from pipeline.cube.layout import OPERATOR_ATTRS
 
         if wrong := sorted(set(value) - set(OPERATOR_ATTRS)):
             raise ValueError(f"expected keys among {', '.join(OPERATOR_ATTRS)}; found {wrong[0]!r}")

@@ -195,8 +195,8 @@ def _of_cube(path: Path) -> Iterator[Found]:
     """Figures of what readers see."""
     import numpy as np
 
-    from pipeline import repository
     from pipeline.contract import STREAMS
+    from pipeline.cube import repository
 
     repo = repository.open_existing(path)
     group, last = repository.root(repo), repository.last(repo)

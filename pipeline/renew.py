@@ -19,10 +19,11 @@ from pathlib import Path
 import pandas as pd
 
 from model import baseline, checkpoint
-from pipeline import evaluate, train
-from pipeline.assess import AQNET
+from pipeline import train
 from pipeline.atomic import replacing
-from pipeline.gate import Check, failed
+from pipeline.evaluation import evaluate
+from pipeline.evaluation.assess import AQNET
+from pipeline.release.gate import Check, failed
 
 logger = logging.getLogger("aqnet")
 

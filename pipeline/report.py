@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from pipeline import gate, quality_report
+from pipeline.pages import quality_report
+from pipeline.release import gate
 from pipeline.score import markdown, records
 
 if TYPE_CHECKING:

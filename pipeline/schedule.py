@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from pipeline import analyse
 from pipeline.contract import HOUR, STREAMS
-from pipeline.layout import to_hours
+from pipeline.cube.layout import to_hours
 from pipeline.store import layout, ledger
 
 Hours = NDArray[np.int64]

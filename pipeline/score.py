@@ -1,6 +1,6 @@
 """How good an estimate is: metrics on pairs, the day-block bootstrap, tables, and the check before a release.
 
-Tables by season, distance and concentration are in `pipeline.strata`, whole reports in `pipeline.assess`.
+Tables by season, distance and concentration are in `strata`, whole reports in `assess` (`pipeline.evaluation`).
 
 Every metric leaves out pairs in which a value is missing. Which functional of a distribution a metric is given, and
 why, is in docs/explanation/scores.md. Units are those of the data (ug m-3).

@@ -23,8 +23,8 @@ from distributed import Client, LocalCluster, as_completed
 
 from pipeline import analyse, covariates, logs, stages
 from pipeline.config import Month, RunConfig
+from pipeline.cube.write import Candidate
 from pipeline.stages import Run
-from pipeline.write import Candidate
 
 logger = logging.getLogger("aqnet")
 

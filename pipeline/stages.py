@@ -2,7 +2,7 @@
 
 Ingest, quality control, analyse and score (each a calendar month at a time), validate, publish.
 ``flows/reanalysis.py`` calls them in this order, under Prefect; tests call them without. `validate` is the release
-gate: a run that it stops is held (`pipeline.gate`, `pipeline.hold`).
+gate: a run that it stops is held (`pipeline.release.gate`, `pipeline.release.hold`).
 """
 
 from __future__ import annotations
@@ -20,43 +20,19 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from pipeline import (
-    agreement,
-    analyse,
-    covariates,
-    downloads,
-    gate,
-    harmonise,
-    hold,
-    inventory,
-    logs,
-    maps,
-    memory,
-    metadata,
-    outlook_fields,
-    pairs,
-    provenance,
-    publication,
-    qc,
-    quality_report,
-    report,
-    repository,
-    revisions,
-    run_report,
-    run_summary,
-    score,
-    skill,
-    sources,
-    staging,
-    trace_runs,
-    write,
-)
+from pipeline import analyse, covariates, harmonise, logs, memory, provenance, qc, report, score, sources
 from pipeline.atomic import replacing
 from pipeline.config import Month, RunConfig, naive
 from pipeline.contract import HOUR
+from pipeline.cube import metadata, repository, revisions, write
 from pipeline.errors import ProductError
 from pipeline.grid import Grid
+from pipeline.offer import inventory, publication, staging
+from pipeline.pages import maps, pairs, quality_report, run_report, run_summary
+from pipeline.products import downloads, outlook_fields
 from pipeline.qc.record import Record, record
+from pipeline.release import agreement, gate, hold, skill
+from pipeline.tracing import runs as trace_runs
 
 logger = logging.getLogger("aqnet")
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from model import calibration, checkpoint
 from model import train as training
-from pipeline import calibrate, evaluate, folds
-from pipeline.evaluate import Splits, cities, read_record, take
+from pipeline.evaluation import calibrate, evaluate, folds
+from pipeline.evaluation.evaluate import Splits, cities, read_record, take
 
 log = logging.getLogger("aqnet")
 
@@ -40,7 +40,7 @@ def train(
     seed : the same seed gives the same weights on the same machine and package versions.
     steps : shorter training, for tests; None is the recipe's.
     everything : all stations and hours, hidden ones and test hours included: for production, never for scores.
-    work : folder of the folds by which intervals are calibrated (`pipeline.calibrate`); without it they are not.
+    work : folder of the folds by which intervals are calibrated (`calibrate`); without it they are not.
     number : of folds of each protocol.
 
     Returns

@@ -13,12 +13,14 @@ import netCDF4
 import numpy as np
 import xarray as xr
 
-from pipeline import export, inventory, repository, write
 from pipeline.contract import check_cube
+from pipeline.cube import repository, write
+from pipeline.cube.layout import FILL
 from pipeline.errors import ProductError
-from pipeline.layout import FILL
+from pipeline.offer import inventory
+from pipeline.products import export
+from pipeline.products.series import TrackingId, hourly
 from pipeline.provenance import digest_file
-from pipeline.series import TrackingId, hourly
 
 #: What reading damaged data can raise: its own errors, the system's, and those of decoders.
 _UNREADABLE = (OSError, ValueError, RuntimeError, LookupError, ProductError, repository.icechunk.IcechunkError)

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, settings
 from flows import environment
 
 if TYPE_CHECKING:
-    from pipeline.simulate import Simulation
+    from pipeline.twin.simulate import Simulation
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -61,7 +61,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def small_simulation(tmp_path_factory: pytest.TempPathFactory) -> Simulation:
     """Four SIMULATED days, from the last of a month, of 40 stations in 3 by 3 degrees."""
-    from pipeline.simulate import simulate
+    from pipeline.twin.simulate import simulate
 
     out = tmp_path_factory.mktemp("simulated")
     return simulate(out, start="2019-11-30", days=4, bbox=(110.0, 36.0, 113.0, 39.0), n_stations=40)

@@ -10,7 +10,9 @@ import numpy as np
 from PIL import Image
 from test_write import GRID, make_block
 
-from pipeline import export, layout, provenance, write
+from pipeline import provenance
+from pipeline.cube import layout, write
+from pipeline.products import export
 
 DOMAIN, VERSION = "shandong", "0.1.0"
 INPUTS = {"a.csv": "1" * 64, "folder/b, of March.csv": "2" * 64}

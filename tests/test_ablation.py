@@ -21,9 +21,10 @@ from model.geometry import distance_matrix
 from model.kriging import BANDS, MODES, WHOLE, Geometry, band_rows
 from model.train import Recipe, Split
 from model.windows import LEVELS, POLLUTANTS, Estimate, Observations, Points, terrain_features, to_z
-from pipeline import ablation as table
-from pipeline import evaluate, score
-from pipeline.evaluate import Splits
+from pipeline import score
+from pipeline.evaluation import ablation as table
+from pipeline.evaluation import evaluate
+from pipeline.evaluation.evaluate import Splits
 from pipeline.score import Prediction
 
 SIZES = {"near": 4, "lead_hours": 6, "tail_hours": 6, "history": 3}

@@ -9,10 +9,11 @@ import pytest
 import xarray as xr
 from test_write import GRID, NEW_YEAR, make_block
 
-from pipeline import aggregate, export, write
+from pipeline.cube import write
 from pipeline.errors import ConfigError, ProductError
-from pipeline.export import Cut
-from pipeline.series import Series
+from pipeline.products import aggregate, export
+from pipeline.products.export import Cut
+from pipeline.products.series import Series
 
 #: Produced hours of each of 31 days: 1 January is whole, the 2nd has 18 hours, the 3rd 17, the 4th none.
 HOURS_OF = dict.fromkeys(range(31), 24) | {1: 18, 2: 17, 3: 0}

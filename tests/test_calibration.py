@@ -18,8 +18,8 @@ from model.aqnet import WIDEN_KM, AQNet, AQNetConfig, widening
 from model.geometry import distance_matrix
 from model.kriging import MODES
 from model.windows import LEVELS, POLLUTANTS, Observations, Points
-from pipeline import calibrate, folds
-from pipeline.folds import Method, Pooled
+from pipeline.evaluation import calibrate, folds
+from pipeline.evaluation.folds import Method, Pooled
 from pipeline.score import Prediction
 
 MEDIAN = len(LEVELS) // 2

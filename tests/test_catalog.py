@@ -22,21 +22,12 @@ from pystac.validation import RegisteredValidator
 from pystac.validation.stac_validator import JsonSchemaSTACValidator
 from test_write import make_block
 
-from pipeline import (
-    catalog,
-    crate,
-    download_page,
-    editions,
-    export,
-    footprint,
-    inventory,
-    provenance,
-    publication,
-    staging,
-    write,
-)
+from pipeline import provenance
+from pipeline.cube import write
 from pipeline.errors import ConfigError, ProductError
 from pipeline.grid import Grid
+from pipeline.offer import catalog, crate, download_page, editions, footprint, inventory, publication, staging
+from pipeline.products import export
 
 SCHEMAS = Path(__file__).parent / "schemas"
 

@@ -15,8 +15,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline import cli, example, simulate, stages, write
-from pipeline.simulate import Simulation
+from pipeline import cli, stages
+from pipeline.cube import write
+from pipeline.twin import example, simulate
+from pipeline.twin.simulate import Simulation
 
 Run = Callable[..., tuple[int, str, str]]
 

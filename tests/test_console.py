@@ -237,7 +237,7 @@ def test_an_error_of_the_command_tells_no_secret(
     def broken(*_: object) -> None:
         raise ZeroDivisionError(f"at https://me:{secrets['MY_TOKEN']}@example.org/ with {secrets['OPENAQ_API_KEY']}")
 
-    monkeypatch.setattr("pipeline.example.wanted", broken)
+    monkeypatch.setattr("pipeline.twin.example.wanted", broken)
     assert cli.run_command([*debug, "run"]) == 70
     said = capsys.readouterr().err
     assert "ZeroDivisionError: at https://***@example.org/ with ***" in said

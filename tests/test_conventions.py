@@ -20,10 +20,12 @@ import zarr
 from pyproj import CRS
 from test_write import GRID, NEW_YEAR, make_block
 
-from pipeline import export, geozarr, layout, outlook_fields, provenance, write
+from pipeline import provenance
 from pipeline.contract import STREAMS
-from pipeline.export import Cut
+from pipeline.cube import layout, write
 from pipeline.grid import Grid
+from pipeline.products import export, geozarr, outlook_fields
+from pipeline.products.export import Cut
 
 GOLDEN = Path(__file__).parent / "headers"
 WRF = "+proj=lcc +lat_1=30 +lat_2=60 +lat_0=38 +lon_0=115 +R=6370000"

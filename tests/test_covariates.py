@@ -14,14 +14,16 @@ from numpy.typing import NDArray
 from pyproj import CRS, Transformer
 from scipy.ndimage import gaussian_filter
 
-from pipeline import analyse, covariates, provenance, qc, simulate, sources, stages, write
+from pipeline import analyse, covariates, provenance, qc, sources, stages
 from pipeline.config import Covariate, from_sources
 from pipeline.contract import HOUR
 from pipeline.covariates import Sampler, check, open_all, open_field
+from pipeline.cube import write
 from pipeline.errors import ConfigError
 from pipeline.grid import Grid, terrain
 from pipeline.harmonise import to_cube
-from pipeline.simulate import Simulation
+from pipeline.twin import simulate
+from pipeline.twin.simulate import Simulation
 
 START = np.datetime64("2019-12-01T00", "h")
 FIRST = int(START.astype(np.int64))

@@ -16,7 +16,8 @@ from offer import INPUTS, TITLE, add_run, lineage, sha256
 from rocrate.model import ContextEntity
 from rocrate.rocrate import ROCrate
 
-from pipeline import crate, provenance, publication
+from pipeline import provenance
+from pipeline.offer import crate, publication
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,8 @@ import pytest
 from test_write import GRID, NEW_YEAR, make_block, run
 
 from model import checkpoint
-from pipeline import cli, doctor, repository, write
+from pipeline import cli, doctor
+from pipeline.cube import repository, write
 from pipeline.doctor import cube, environment, machine, observations, reach
 from pipeline.doctor.check import Check, Subject
 from pipeline.store import ingest

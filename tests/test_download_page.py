@@ -10,7 +10,7 @@ from urllib.parse import unquote
 import pytest
 from offer import TITLE, add_run, sha256
 
-from pipeline import download_page, publication
+from pipeline.offer import download_page, publication
 
 
 class Page(HTMLParser):

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from pipeline import downloads, stages
+from pipeline import stages
 from pipeline.config import RunConfig
-from pipeline.simulate import Simulation
+from pipeline.products import downloads
+from pipeline.twin.simulate import Simulation
 
 
 @pytest.fixture(scope="module")

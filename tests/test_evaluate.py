@@ -17,8 +17,10 @@ from numpy.typing import NDArray
 from model import baseline, infer, space_time
 from model.aqnet import AQNet, AQNetConfig
 from model.windows import LEVELS, POLLUTANTS, Estimate, Observations, Points
-from pipeline import evaluate, skill, sources
+from pipeline import sources
 from pipeline.errors import InputError
+from pipeline.evaluation import evaluate
+from pipeline.release import skill
 
 
 def untrained() -> baseline.Estimator:

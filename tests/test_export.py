@@ -17,13 +17,14 @@ import rasterio
 import xarray as xr
 from test_write import GRID, NEW_YEAR, make_block, run
 
-from pipeline import export, layout, write
 from pipeline.cli import run_command
 from pipeline.contract import FIELD_NAMES, FIELDS
+from pipeline.cube import layout, write
 from pipeline.errors import ConfigError, ProductError
-from pipeline.export import Cut
 from pipeline.grid import Grid
-from pipeline.series import Series, hourly
+from pipeline.products import export
+from pipeline.products.export import Cut
+from pipeline.products.series import Series, hourly
 
 END_OF_JANUARY = layout.to_hours("2019-01-30T06")
 
@@ -215,8 +216,9 @@ MEMORY = """
 import resource, sys
 from pathlib import Path
 from test_write import NEW_YEAR, make_block
-from pipeline import export, layout, write
-from pipeline.export import Cut
+from pipeline.cube import layout, write
+from pipeline.products import export
+from pipeline.products.export import Cut
 from pipeline.grid import Grid
 
 grid, out = Grid((110, 33, 116.3, 39.3), 0.1), Path(sys.argv[1])

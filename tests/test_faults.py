@@ -13,9 +13,10 @@ from pathlib import Path
 
 import xarray as xr
 
-from pipeline import stages, write
+from pipeline import stages
+from pipeline.cube import write
 from pipeline.errors import ProductError
-from pipeline.simulate import Simulation
+from pipeline.twin.simulate import Simulation
 
 #: Text of the log line that says where a run is; the kill follows it at once.
 IN_STAGE = {

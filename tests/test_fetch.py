@@ -25,7 +25,7 @@ from pipeline.commands import observe
 from pipeline.errors import ConfigError
 from pipeline.fetch import FetchError, Limits, Query, eea, networks, openaq, read_manifest
 from pipeline.fetch.web import Web
-from pipeline.simulate import Simulation
+from pipeline.twin.simulate import Simulation
 from tests import servers
 from tests.servers import Archive
 

@@ -18,10 +18,14 @@ import pytest
 import xarray as xr
 
 from flows import environment
-from pipeline import catalog, harmonise, hold, publication, score, simulate, stages, write
+from pipeline import harmonise, score, stages
 from pipeline.config import RunConfig, from_sources
+from pipeline.cube import write
 from pipeline.errors import AqnetError, ConfigError, InputError, ProductError
-from pipeline.simulate import Simulation
+from pipeline.offer import catalog, publication
+from pipeline.release import hold
+from pipeline.twin import simulate
+from pipeline.twin.simulate import Simulation
 
 HOUR = np.timedelta64(1, "h")
 

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from model import baseline
 from model.windows import LEVELS, POLLUTANTS, Estimate, Observations, Points
-from pipeline import evaluate, fold_report, folds
-from pipeline.folds import Method, Protocol
+from pipeline.evaluation import evaluate, fold_report, folds
+from pipeline.evaluation.folds import Method, Protocol
 
 CODES = np.array([f"{1000 + i}A" for i in range(24)])
 CITIES = np.array([f"city{i // 3}" for i in range(24)])

@@ -16,10 +16,11 @@ import xarray as xr
 from test_write import GRID, NEW_YEAR, make_block, run
 
 from benchmarks import gate as trials
-from pipeline import agreement, gate, hold, metadata, revisions, skill, write
 from pipeline.contract import POLLUTANTS
+from pipeline.cube import metadata, revisions, write
 from pipeline.errors import ProductError
-from pipeline.skill import Skill
+from pipeline.release import agreement, gate, hold, skill
+from pipeline.release.skill import Skill
 
 START = np.datetime64("2019-01-01T00", "h")
 LAND = np.ones((2, 2), bool)

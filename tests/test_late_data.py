@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import cli, stages, write
+from pipeline import cli, stages
 from pipeline.config import RunConfig
+from pipeline.cube import write
 from pipeline.errors import ProductError
-from pipeline.simulate import Simulation
 from pipeline.store import layout, ledger
+from pipeline.twin.simulate import Simulation
 
 
 def call(capfd: pytest.CaptureFixture[str], *words: object) -> str:

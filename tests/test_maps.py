@@ -8,10 +8,10 @@ import xarray as xr
 from matplotlib.image import imread
 from numpy.typing import NDArray
 
-from pipeline import coast, map_view, maps
 from pipeline.atomic import replacing
 from pipeline.errors import ProductError
 from pipeline.grid import Grid
+from pipeline.pages import coast, map_view, maps
 
 CHINA = (105.0, 32.0, 125.0, 45.0)
 

@@ -22,7 +22,7 @@ from test_write import NEW_YEAR, run
 from pipeline import cli, metrics
 from pipeline.errors import ConfigError, InputError, ProductError
 from pipeline.fetch.web import FetchError
-from pipeline.simulate import Simulation
+from pipeline.twin.simulate import Simulation
 
 ROOT = Path(__file__).resolve().parents[1]
 ALERTS, PAGE = ROOT / "docs" / "reference" / "alerts.yml", ROOT / "docs" / "reference" / "metrics.md"

@@ -14,10 +14,11 @@ from model import checkpoint, outlook_infer, outlook_inputs, outlook_train
 from model.outlook import Outlook, OutlookConfig, OutlookNet, Weights, gather
 from model.outlook_inputs import BLOCKS, DAY, HISTORY, HORIZON, all_leads, contexts, read, record_of
 from model.windows import LEVELS, Observations, Points
-from pipeline import evaluate as public
-from pipeline import outlook as pipeline_outlook
-from pipeline import outlook_report, outlook_score, score
+from pipeline import score
 from pipeline.errors import ConfigError
+from pipeline.evaluation import evaluate as public
+from pipeline.evaluation import outlook as pipeline_outlook
+from pipeline.evaluation import outlook_report, outlook_score
 
 TINY = OutlookConfig(hidden=8, attention_heads=2, neighbours=5, kriging_heads=2)
 FIRST = 420_000  # hours since 1970, a midnight UTC

@@ -18,11 +18,14 @@ from test_write import GRID, NEW_YEAR, make_block
 
 from model import checkpoint, outlook_infer
 from model.outlook_inputs import HISTORY, HORIZON
-from pipeline import analyse, config, export, harmonise, maps, outlook_fields, qc, sources, stages, write
+from pipeline import analyse, config, harmonise, qc, sources, stages
 from pipeline.config import RunConfig
 from pipeline.contract import FIELDS, QUALITY_BITS, STREAMS, check_cube
+from pipeline.cube import write
 from pipeline.errors import ConfigError, ProductError
-from pipeline.simulate import Simulation
+from pipeline.pages import maps
+from pipeline.products import export, outlook_fields
+from pipeline.twin.simulate import Simulation
 
 HOUR = np.timedelta64(1, "h")
 ISSUE = np.datetime64("2019-12-01T18", "h")

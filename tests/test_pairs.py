@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from model.windows import LEVELS
-from pipeline import pairs, strata
-from pipeline.pairs import Kept
+from pipeline.evaluation import strata
+from pipeline.pages import pairs
+from pipeline.pages.pairs import Kept
 from pipeline.score import Prediction
 
 HOURS, STATIONS = 200, 7

@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 import xarray as xr
 
-from pipeline import places
 from pipeline.grid import Grid
+from pipeline.pages import places
 
 GRID = Grid((110.0, 36.0, 113.0, 39.0), 0.1)
 

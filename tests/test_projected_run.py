@@ -14,12 +14,13 @@ import pytest
 import xarray as xr
 from pyproj import CRS, Transformer
 
-from pipeline import export, write
 from pipeline.cli import run_command
-from pipeline.export import Cut
+from pipeline.cube import write
+from pipeline.products import export
+from pipeline.products.export import Cut
 
 if TYPE_CHECKING:
-    from pipeline.simulate import Simulation
+    from pipeline.twin.simulate import Simulation
 
 #: GRIDDESC: LAMCON, P_ALP 30, P_BET 60, P_GAM = XCENT 115, YCENT 38; 12 km cells on the sphere of 6,370 km.
 CRS_TEXT = "+proj=lcc +lat_1=30 +lat_2=60 +lat_0=38 +lon_0=115 +R=6370000"

@@ -14,7 +14,10 @@ from offer import add_run
 from offer import lineage as lineage_of
 
 import pipeline
-from pipeline import export, provenance, publication, write
+from pipeline import provenance
+from pipeline.cube import write
+from pipeline.offer import publication
+from pipeline.products import export
 
 INPUTS = {"b.csv": "22", "a.csv": "11"}
 

@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 
 from benchmarks import publications
-from pipeline import write
+from pipeline.cube import write
 
 EVERY = bool(os.environ.get("AQNET_TEST_ALL_FAULTS"))
 

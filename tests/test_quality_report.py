@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline import qc, quality_report
+from pipeline import qc
 from pipeline.contract import POLLUTANTS
 from pipeline.harmonise import to_cube
+from pipeline.pages import quality_report
 from pipeline.qc.record import Record, record
 
 START = np.datetime64("2020-01-05T00")

@@ -10,10 +10,12 @@ import pytest
 import xarray as xr
 from test_write import GRID, NEW_YEAR, make_block
 
-from pipeline import changes, cli, repository, revisions, trace_runs, write
+from pipeline import cli
+from pipeline.cube import changes, repository, revisions, write
 from pipeline.errors import ProductError
-from pipeline.gate import Last
-from pipeline.skill import Skill
+from pipeline.release.gate import Last
+from pipeline.release.skill import Skill
+from pipeline.tracing import runs as trace_runs
 
 SCORES = [
     {"method": "AQ-Net", "mae_median": 10.0, "rmse_mean": 20.0, "coverage_90": 0.9, "pairs": 100.0, "period": "a"},

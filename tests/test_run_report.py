@@ -15,15 +15,18 @@ import pandas as pd
 import pytest
 import xarray as xr
 
-from pipeline import analyse, pairs, run_report, run_report_figures, run_summary, skill, stages, write
-from pipeline.changes import Change, Changes
+from pipeline import analyse, stages
 from pipeline.config import RunConfig, from_sources
-from pipeline.gate import Check
+from pipeline.cube import write
+from pipeline.cube.changes import Change, Changes
 from pipeline.grid import Grid
-from pipeline.places import Place
+from pipeline.pages import pairs, run_report, run_report_figures, run_summary
+from pipeline.pages.places import Place
+from pipeline.pages.run_summary import Fields, Series, Summary
 from pipeline.qc import pictures
-from pipeline.run_summary import Fields, Series, Summary
-from pipeline.simulate import Simulation
+from pipeline.release import skill
+from pipeline.release.gate import Check
+from pipeline.twin.simulate import Simulation
 
 VOID = {"meta", "img", "br", "hr", "input", "link", "col"}
 HOURS = np.arange("2019-12-02", "2019-12-04", dtype="M8[h]").astype("M8[ns]")

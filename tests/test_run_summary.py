@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from pipeline import run_summary
 from pipeline.grid import Grid
-from pipeline.places import Place
+from pipeline.pages import run_summary
+from pipeline.pages.places import Place
 
 GRID = Grid((115.0, 38.0, 118.0, 40.0), 0.5)
 START = np.datetime64("2019-12-01T00")

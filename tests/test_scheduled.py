@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from pipeline import cli, schedule, stages, write
+from pipeline import cli, schedule, stages
 from pipeline.contract import STREAMS
+from pipeline.cube import write
 from pipeline.errors import ConfigError
-from pipeline.simulate import Simulation
 from pipeline.store.ingest import ingest
+from pipeline.twin.simulate import Simulation
 
 START = datetime(2019, 11, 30, 20, tzinfo=UTC)
 HOURS = 8

@@ -23,9 +23,9 @@ import pytest
 import uvicorn
 from offer import add_run
 
-from pipeline import publication, serve
 from pipeline.cli import run_command
 from pipeline.errors import ConfigError
+from pipeline.offer import publication, serve
 
 
 @pytest.fixture(scope="module")

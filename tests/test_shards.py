@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from distributed import LocalCluster
 
-from pipeline import report, shards, stages, write
+from pipeline import report, shards, stages
 from pipeline.config import RunConfig
-from pipeline.simulate import Simulation
+from pipeline.cube import write
+from pipeline.twin.simulate import Simulation
 
 
 def config(simulation: Simulation, weights: Path, out: Path) -> RunConfig:

@@ -12,8 +12,8 @@ import xarray as xr
 
 from pipeline.errors import ConfigError, InputError
 from pipeline.grid import Grid
-from pipeline.simulate import LABEL, Simulation, read_truth, simulate
-from pipeline.truth import Lattice, RandomField, Scale, diurnal
+from pipeline.twin.simulate import LABEL, Simulation, read_truth, simulate
+from pipeline.twin.truth import Lattice, RandomField, Scale, diurnal
 
 BBOX = (108.0, 33.0, 120.0, 41.0)
 SMALL = (115.0, 35.0, 118.0, 38.0)

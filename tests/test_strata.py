@@ -11,9 +11,11 @@ import pytest
 from scipy.stats import norm
 
 from model.windows import LEVELS
-from pipeline import assess, score, score_figures, strata
+from pipeline import score
+from pipeline.evaluation import assess, strata
+from pipeline.evaluation.strata import Pairs
+from pipeline.pages import score_figures
 from pipeline.score import Prediction
-from pipeline.strata import Pairs
 
 N = 60_000
 

@@ -21,16 +21,20 @@ from benchmarks.trace import Kind
 from model import infer
 from model.trace import take_apart
 from model.windows import LEVELS
-from pipeline import analyse, cli, maps, stages, trace_picture, trace_runs, write
+from pipeline import analyse, cli, stages
 from pipeline.config import RunConfig
 from pipeline.contract import HOUR
+from pipeline.cube import write
 from pipeline.errors import ConfigError, ProductError
 from pipeline.grid import Grid
-from pipeline.simulate import Simulation
+from pipeline.pages import maps
 from pipeline.store.ingest import ingest
-from pipeline.trace import ROUNDING, Trace, trace
-from pipeline.trace_cell import find_cell, read_published
-from pipeline.trace_report import as_dict, as_text, correction_share, steps
+from pipeline.tracing import picture as trace_picture
+from pipeline.tracing import runs as trace_runs
+from pipeline.tracing.cell import find_cell, read_published
+from pipeline.tracing.text import as_dict, as_text, correction_share, steps
+from pipeline.tracing.trace import ROUNDING, Trace, trace
+from pipeline.twin.simulate import Simulation
 
 PLACE = (111.6, 37.4)
 DAY = np.datetime64("2019-12-01", "h")
@@ -347,8 +351,8 @@ def test_a_forecast_is_called_one_and_drawn(cube: Path, tmp_path: Path) -> None:
 def test_a_value_that_rounding_does_not_explain_is_an_error(
     cube: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("pipeline.trace.ROUNDING", 0.0)
-    monkeypatch.setattr("pipeline.trace._SUMS", 0.0)
+    monkeypatch.setattr("pipeline.tracing.trace.ROUNDING", 0.0)
+    monkeypatch.setattr("pipeline.tracing.trace._SUMS", 0.0)
     where = ["--cube", str(cube), "--lon", str(PLACE[0]), "--lat", str(PLACE[1])]
     assert cli.run_command(["trace", *where, "--time", "2019-12-01T14"]) == 1
     printed = capsys.readouterr()

@@ -23,9 +23,9 @@ from model.geometry import distance_matrix
 from model.kriging import BANDS, MODES, WHOLE, Kriging, band_rows
 from model.train import Recipe, Split, leave_out, loss, pinball
 from model.windows import LEVELS, POLLUTANTS, Observations, Window, normalisation
-from pipeline import calibrate
 from pipeline import train as pipeline_train
 from pipeline.errors import InputError
+from pipeline.evaluation import calibrate
 
 SIZES = {"near": 4, "lead_hours": 6, "tail_hours": 6, "history": 3}
 WIDTHS = {"hidden": 8, "attention_heads": 2, "embedding": 2, "head_hidden": 8}

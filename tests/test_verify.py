@@ -9,10 +9,11 @@ from pathlib import Path
 import netCDF4
 import pytest
 
-from pipeline import cli, stages, verify, write
+from pipeline import cli, stages, verify
 from pipeline.config import RunConfig
+from pipeline.cube import write
 from pipeline.errors import ProductError
-from pipeline.simulate import Simulation
+from pipeline.twin.simulate import Simulation
 
 
 @pytest.fixture(scope="module")

@@ -17,8 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from pipeline import layout, write
 from pipeline.contract import FIELDS, check_cube
+from pipeline.cube import layout, write
 from pipeline.errors import ProductError
 from pipeline.grid import Grid
 

@@ -30,7 +30,8 @@ STREAMS = ("interim", "final", "outlook")
 @click.option("--variable", multiple=True, metavar="NAME", help="Variable of GeoTIFF (pm2p5); may be repeated.")
 def export_command(kind: str, out: Path, domain: str, revision: str | None, cube: Path, **options: Any) -> None:
     """Cut a download of hours, daily or monthly means out of the published cube."""
-    from pipeline import export, write
+    from pipeline.cube import write
+    from pipeline.products import export
 
     if options["variable"] and kind != "geotiff":
         raise ConfigError(f"--variable: expected with --format geotiff; {kind} holds every variable")
@@ -45,7 +46,7 @@ def export_command(kind: str, out: Path, domain: str, revision: str | None, cube
 
 def _cut(kind: str, options: dict[str, Any]) -> Any:
     """What to cut, from options as they were given."""
-    from pipeline.export import Cut
+    from pipeline.products.export import Cut
 
     start, end = (None if options[name] is None else hour(options[name], f"--{name}") for name in ("start", "end"))
     frequency, every = options["freq"], kind == "zarr" and options["freq"] == "hourly"

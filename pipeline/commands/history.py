@@ -17,7 +17,7 @@ CUBE_HELP = "The cube that `aqnet run` published (OUT/cube.icechunk)."
 @click.option("--json", "as_json", is_flag=True, help="Print the whole record of every revision as JSON.")
 def history_command(cube: Path, as_json: bool) -> None:
     """List the revisions of a cube with reason and scores, and a candidate that the release gate holds."""
-    from pipeline import revisions
+    from pipeline.cube import revisions
 
     found = revisions.history(cube)
     click.echo(json.dumps(revisions.as_records(found), indent=2) if as_json else revisions.as_text(found))
@@ -34,7 +34,7 @@ def diff_command(before: str, after: str, cube: Path, picture: Path | None, as_j
 
     A and B are tags such as r1 and r2; B may be a held candidate, held-RUN_ID, as `aqnet history` names it.
     """
-    from pipeline import changes, write
+    from pipeline.cube import changes, write
 
     found = changes.compare(write.open_cube(cube, before), write.open_cube(cube, after), (before, after))
     if picture is not None:
@@ -49,7 +49,8 @@ def diff_command(before: str, after: str, cube: Path, picture: Path | None, as_j
 @click.option("--json", "as_json", is_flag=True, help="Print the files as JSON.")
 def accept_command(run_id: str, out: Path, reason: str, as_json: bool) -> None:
     """Publish a candidate that the release gate holds, after looking at it."""
-    from pipeline import hold, stages
+    from pipeline import stages
+    from pipeline.release import hold
 
     files = hold.accept(out, out / stages.CUBE, run_id, reason)
     named = {name: str(path) for name, path in files.items()}

@@ -97,7 +97,7 @@ def ingest(store: Path, input_path: Path, published: str | None, as_json: bool, 
 @click.option("--json", "as_json", is_flag=True, help="Print every hour as JSON.")
 def ledger_command(store: Path, cube: Path | None, revision: str | None, since: int | None, as_json: bool) -> None:
     """List the hours whose observations changed since a cube revision, or since an ingest."""
-    from pipeline import write
+    from pipeline.cube import write
     from pipeline.store import ledger
 
     if (cube is None) == (since is None):

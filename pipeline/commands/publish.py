@@ -18,7 +18,7 @@ def publish(out: Path) -> None:
 
     A run does the same at its end. Readers see the former ones, whole, until they see the new ones, whole.
     """
-    from pipeline import publication
+    from pipeline.offer import publication
 
     exist(out)
     for path in publication.entrances(publication.publish(out)).values():
@@ -33,7 +33,7 @@ def publish(out: Path) -> None:
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at.")
 def serve(out: Path, port: int, host: str) -> None:
     """Serve products and cube over HTTP, read-only, until interrupted."""
-    from pipeline import serve as serving
+    from pipeline.offer import serve as serving
 
     exist(out)
     serving.serve(out, host, port)

@@ -44,7 +44,8 @@ def run(config_toml: Path | None, reason: str | None, workers: int | None, as_js
     Options override the environment (AQNET_SOURCE ...), which overrides CONFIG.toml. Without CONFIG.toml and --input
     a SIMULATED week is made and used, and the result is scored against the simulated truth.
     """
-    from pipeline import config, example, report, score
+    from pipeline import config, report, score
+    from pipeline.twin import example
 
     if not example.wanted(config_toml, options):
         finished = _run_flow(config.from_sources(config_toml, options), reason, workers)
@@ -97,7 +98,7 @@ def simulate(
 ) -> None:
     """Write a SIMULATED network's archive and the true field behind it."""
     from pipeline import config
-    from pipeline import simulate as simulation
+    from pipeline.twin import simulate as simulation
 
     config.check_writable(out)
     done = simulation.simulate(out, seed, hour(start, "--start"), days, bbox, n_stations)

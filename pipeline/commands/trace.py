@@ -44,9 +44,10 @@ def trace(
     The value of the cell that holds the point is made again from the observations of the run and compared with the
     published one. Exit code 1 where the two differ by more than rounding although no input changed.
     """
-    from pipeline import trace as tracing
-    from pipeline import trace_picture, trace_report
     from pipeline.errors import ProductError
+    from pipeline.tracing import picture as trace_picture
+    from pipeline.tracing import text as trace_report
+    from pipeline.tracing import trace as tracing
 
     found = tracing.trace(cube, lon, lat, hour(time, "--time"), revision, overrides)
     if picture is not None:

@@ -25,8 +25,8 @@ def train(
     input_path: Path, stations: Path, splits: Path, out: Path, seed: int, everything: bool, outlook: bool, **how: Any
 ) -> None:
     """Train AQ-Net on the training hours and visible stations of a split."""
-    from pipeline import outlook as outlooks
     from pipeline import train as training
+    from pipeline.evaluation import outlook as outlooks
 
     exist(input_path, stations, splits)
     if outlook and everything:
@@ -65,9 +65,9 @@ def evaluate(input_path: Path, out: Path, weights: tuple[Path, ...], stride: int
     --ablation the network is trained without each of its parts; with --outlook forecasts are scored; with --source the
     shipped weights are scored on another record, beside kriging that is fitted to it.
     """
-    from pipeline import ablation as ablations
-    from pipeline import evaluate as evaluation
-    from pipeline import fold_report, folds, outlook, outlook_report, transfer
+    from pipeline.evaluation import ablation as ablations
+    from pipeline.evaluation import evaluate as evaluation
+    from pipeline.evaluation import fold_report, folds, outlook, outlook_report, transfer
 
     exist(input_path, *weights, *filter(None, [how["stations"], how["splits"]]))
     work = how["work"] or out / "folds"

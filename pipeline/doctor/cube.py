@@ -82,7 +82,7 @@ def published(subject: Subject) -> Iterator[Check]:
 def _published(path: Path) -> Iterator[Check]:
     import numpy as np
 
-    from pipeline import repository
+    from pipeline.cube import repository
 
     repo = repository.open_existing(path)
     group, last = repository.root(repo), repository.last(repo)
@@ -121,7 +121,7 @@ def lock(subject: Subject) -> Iterator[Check]:
 
 def leftovers(subject: Subject) -> Iterator[Check]:
     """Look for candidates that wait for a person, and for what killed runs left."""
-    from pipeline import repository
+    from pipeline.cube import repository
 
     path = subject.out / NAME
     if not path.exists():

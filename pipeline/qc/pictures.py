@@ -15,7 +15,7 @@ from matplotlib.colors import BoundaryNorm
 from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
 
-from pipeline.maps import INK, UNIT, backdrop
+from pipeline.pages.maps import INK, UNIT, backdrop
 from pipeline.qc.clocks import CYCLES
 from pipeline.qc.flags import FLAGS, INFORMATION, INVALID
 

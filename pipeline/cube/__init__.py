@@ -1,0 +1,1 @@
+"""The cube of record: its layout, repository, revisions and what changed between them."""

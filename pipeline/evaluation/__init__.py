@@ -1,0 +1,1 @@
+"""How good estimates and forecasts are where no method saw the observation."""

@@ -1,0 +1,1 @@
+"""What is offered of a folder of products: catalogue, page, provenance, checksums, server."""

@@ -1,0 +1,1 @@
+"""A published value taken apart into what it was made of."""

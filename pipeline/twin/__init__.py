@@ -1,0 +1,1 @@
+"""The simulated twin of a network, and the embedded default made of it."""

@@ -352,3 +352,12 @@ def test_bitround_agrees_with_numcodecs() -> None:
     values = np.random.default_rng(1).gamma(2, 30, 10_000).astype("float32")
     codec = BitRound(keepbits=9)
     np.testing.assert_array_equal(write.bitround(values), codec.decode(codec.encode(values.copy())).view("float32"))
+
+
+def test_the_history_names_the_newest_revisions_alone() -> None:
+    lines = ""
+    for number in range(1, 2 * write.HISTORY_LINES):
+        lines = write._history(f"revision r{number}", lines.splitlines())
+    *named, rest = lines.splitlines()
+    assert named == [f"revision r{2 * write.HISTORY_LINES - 1 - n}" for n in range(write.HISTORY_LINES)]
+    assert rest == "earlier revisions: aqnet history"

@@ -35,6 +35,10 @@ log = logging.getLogger("aqnet")
 
 KEEP_BITS = 9
 
+#: Newest revisions that the attribute ``history`` names: in ten years of hours there are 90,000.
+HISTORY_LINES = 100
+_EARLIER = "earlier revisions: aqnet history"
+
 
 def bitround(values: NDArray[np.float32], keepbits: int = KEEP_BITS) -> NDArray[np.float32]:
     """Round to ``keepbits`` bits of mantissa, half to even; NaN and infinity stay.
@@ -215,15 +219,21 @@ def _global_attrs(candidate: Candidate, attrs: Mapping[str, str]) -> dict[str, A
     first, last, issue = (np.datetime64(hour, "h") for hour in (*candidate.hours, candidate.issue))
     ahead = f", outlook to {last}" if last > issue else ""
     line = f"{now} aqnet run {candidate.run_id}: hours {first} to {issue}{ahead}, revision {candidate.revision}"
-    earlier = candidate.published.attrs.get("history") if candidate.published is not None else None
+    earlier = str(candidate.published.attrs.get("history", "")) if candidate.published is not None else ""
     return {
         **GLOBAL_ATTRS,
         **extent(candidate.grid.coords()),
         "date_created": now,
         **plain(attrs),
         "revision": candidate.revision,
-        "history": f"{line}\n{earlier}" if earlier else line,
+        "history": _history(line, earlier.splitlines()),
     }
+
+
+def _history(line: str, earlier: list[str]) -> str:
+    """The attribute ``history``: this revision first, then the ones before, the oldest left to their records."""
+    lines = [line, *earlier]
+    return "\n".join(lines if len(lines) <= HISTORY_LINES else [*lines[:HISTORY_LINES], _EARLIER])
 
 
 def write_block(candidate: Candidate, block: xr.Dataset) -> None:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from pipeline.cube import write
 from pipeline.errors import ProductError
 from pipeline.provenance import digest_file
+from pipeline.tracing import runs
 
 #: ``pm25_<domain>_aqnet_<stream>_v<version>_<frequency>_<first day>-<last day>.nc``; days that are not UTC's say so.
 NAME = re.compile(
@@ -274,7 +275,12 @@ def read_cube(path: Path) -> Cube | None:
 
 
 def _revision(tag: str, entry: dict[str, Any], said: re.Match[str] | None) -> Revision:
-    """A revision, with hours and run where the cube's ``history`` tells them."""
-    known = tag, entry["published"], said["run"] if said else "", entry["snapshot"]
-    hours = [np.datetime64(time, "h") for time in (said["first"], said["outlook"] or said["end"])] if said else None
-    return Revision(*known, (hours[0], hours[1]) if hours else None)
+    """A revision, with hours and run from its record, or from the cube's ``history`` where it has none."""
+    record, known = entry["metadata"], (tag, entry["published"])
+    if "hours" in record and runs.KEY in record:
+        run, first, last = record[runs.KEY]["run_id"], record["hours"]["start"], record["hours"]["last"]
+    elif said:
+        run, first, last = said["run"], said["first"], said["outlook"] or said["end"]
+    else:
+        return Revision(*known, "", entry["snapshot"], None)
+    return Revision(*known, run, entry["snapshot"], (np.datetime64(first, "h"), np.datetime64(last, "h")))

@@ -23,11 +23,12 @@ from numpy.typing import NDArray
 from pyproj import CRS, Transformer
 from test_write import NEW_YEAR, make_block, run
 
-from pipeline import export, layout, write
 from pipeline.contract import FIELD_NAMES
-from pipeline.export import Cut
+from pipeline.cube import layout, write
 from pipeline.grid import Grid
-from pipeline.series import hours_of
+from pipeline.products import export
+from pipeline.products.export import Cut
+from pipeline.products.series import hours_of
 
 #: Its north and south-east hold sea.
 GRID = Grid((118, 36, 121, 38), 0.5)

@@ -1,6 +1,6 @@
 # aqnet-reanalysis: `make run` is all a new machine needs (Python 3.11, make, git).
 .DEFAULT_GOAL := help
-.PHONY: help run test lint tools faults gate publications crate traces fuzz planted bench train evaluate image clean
+.PHONY: help run test lint tools faults gate publications crate traces fuzz planted bench storage train evaluate image clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -13,8 +13,8 @@ help: ## show the targets
 run: $(VENV)/.installed ## simulate a week, run the pipeline over it, score it against the truth (ARGS="..." for aqnet run)
 	@$(BIN)/aqnet run $(ARGS)
 
-test: tools lint ## lint and run every test
-	@$(BIN)/python -m pytest -q
+test: tools lint ## lint and run every test, two files at a time
+	@$(BIN)/python -m pytest -q --numprocesses 2 --dist loadfile
 
 lint: $(VENV)/.installed-dev ## ruff, mypy, import-linter
 	@$(BIN)/ruff check
@@ -51,6 +51,9 @@ bench: $(VENV)/.installed-dev ## measure the speed of the parts; with the CNEMC 
 	@$(BIN)/python -m benchmarks $(ARGS)
 	@if [ -d ../shared/data/cnemc ]; then $(BIN)/python -m benchmarks.ingest; \
 	else echo "SKIPPED the ingest of a year: no ../shared/data/cnemc"; fi
+
+storage: $(VENV)/.installed-dev ## what the products take beside usual ways to store a month, in bytes and seconds
+	@$(BIN)/python -W ignore -m benchmarks.storage $(ARGS)
 
 train: $(VENV)/.installed ## train AQ-Net (ARGS="..." for aqnet train)
 	@$(BIN)/aqnet train $(ARGS)

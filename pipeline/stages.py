@@ -84,6 +84,7 @@ class Run:
     validation: score.Validation | None = None
     checks: list[gate.Check] = field(default_factory=list)
     revision: str | None = None
+    published: bool = False
     files: dict[str, Path] = field(default_factory=dict)
 
     @property
@@ -337,7 +338,8 @@ def publish(run: Run) -> None:
     products = run.config.out / PRODUCTS
     with staging.staged(products) as folder:
         with run.measured("publish", _label(run.hours)) as stage:
-            run.revision = write.publish(run.candidate, _record(run))
+            if not run.published:  # the stage may be tried again: readers see the cube already
+                run.revision, run.published = write.publish(run.candidate, _record(run)), True
             cube = write.open_cube(run.candidate.path)
             part = downloads.Part.of(run.config, run.candidate.hours[1] > run.candidate.issue)
             made = downloads.cut(part, cube, folder, run.observed) | _write_papers(run, folder)

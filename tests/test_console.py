@@ -35,6 +35,12 @@ logger = logging.getLogger("aqnet")
 Said = Callable[[], list[dict[str, Any]]]
 
 
+@pytest.fixture(autouse=True)
+def no_collector(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if no other test had named a file for metrics."""
+    monkeypatch.delenv("AQNET_METRICS_FILE", raising=False)
+
+
 @pytest.fixture
 def lines(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], list[dict[str, Any]]]]:
     """Log as `aqnet --log-format json` does; call it for what was said."""

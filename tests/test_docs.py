@@ -231,8 +231,9 @@ def test_toml_on_a_page_has_keys_of_a_run(page: Path) -> None:
 
 
 def test_the_example_on_the_configuration_page_is_the_file() -> None:
-    block, *_ = [block for block in BLOCKS[DOCS / "reference" / "configuration.md"] if block.language == "toml"]
-    assert tomllib.loads(block.text) == tomllib.loads((ROOT / "configs" / "example.toml").read_text())
+    shown = [block for block in BLOCKS[DOCS / "reference" / "configuration.md"] if block.language == "toml"]
+    example = tomllib.loads((ROOT / "configs" / "example.toml").read_text())
+    assert example in [tomllib.loads(block.text) for block in shown]
 
 
 # ---- links ----

@@ -88,6 +88,7 @@ def test_products_of_a_run(published: stages.Run) -> None:
     names = {path.name for path in (published.config.out / stages.PRODUCTS).iterdir()}
     stems = [f"pm25_test_aqnet_interim_v0.1.0_hourly_{days}" for days in ("20191130-20191130", "20191201-20191202")]
     pictures = {f"{stem}{ending}" for stem in stems for ending in (".nc", ".png")}
+    pictures.add("pm25_test_aqnet_interim_v0.1.0_daily_20191201-20191201.nc")
     papers = {"lineage.json", "run.json", "quality-control.html", "report.html"}
     offered = {*publication.MADE, catalog.THUMBNAILS, "provenance"}
     assert pictures | papers <= names

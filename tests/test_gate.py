@@ -267,7 +267,8 @@ def test_a_held_run_is_kept_to_be_looked_at_and_can_be_accepted(network: trials.
     with pytest.raises(ProductError, match=r"run trial-2019-12-03 is not published: weights: .*`aqnet history`"):
         network.judged(network.table, weights=weights)
     cube, held = out / "cube.icechunk", out / hold.FOLDER / "trial-2019-12-03"
-    assert {path.name for path in held.iterdir()} == {"run.json", "lineage.json", "quality-control.html", "2019-12.png"}
+    papers = {"run.json", "lineage.json", "quality-control.html", "report.html"}
+    assert {path.name for path in held.iterdir()} == papers | {"2019-12.png"}
     assert write.open_cube(cube).attrs["revision"] == "r1"
     files = hold.accept(out, cube, "trial-2019-12-03", "weights of the new year")
     assert write.open_cube(cube).attrs["revision"] == "r2"

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
+from PIL import Image
 from test_flow import make_config
 from test_flow import run_stages as run_without
 from test_outlook import network, observed, points
@@ -24,7 +25,7 @@ from pipeline.contract import FIELDS, QUALITY_BITS, STREAMS, check_cube
 from pipeline.cube import write
 from pipeline.errors import ConfigError, ProductError
 from pipeline.pages import maps
-from pipeline.products import export, outlook_fields
+from pipeline.products import downloads, export, outlook_fields
 from pipeline.twin.simulate import Simulation
 
 HOUR = np.timedelta64(1, "h")
@@ -55,7 +56,7 @@ def blank_maps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures take most of a small run; `published` draws its own, which are looked at."""
 
     def blank(_: object, path: Path, *__: object, **___: object) -> Path:
-        path.touch()
+        Image.new("L", (2, 2)).save(path, "PNG")
         return path
 
     monkeypatch.setattr(maps, "summary_figure", blank)
@@ -388,7 +389,7 @@ def test_the_map_says_that_it_is_a_forecast(
     assert published.files["map outlook"].read_bytes().startswith(b"\x89PNG")
     said: dict[str, object] = {}
     monkeypatch.setattr(maps, "draw", lambda field, path, **words: said.update(words, attrs=field.attrs))
-    stages._draw_outlook(
+    downloads._draw_outlook(
         export.subset(open_of(published), "outlook").assign_attrs(title="SIMULATED"), tmp_path / "x.png"
     )
     assert maps.simulated(said["attrs"])  # type: ignore[arg-type]

@@ -42,6 +42,14 @@ class File:
 
 
 @dataclass(frozen=True)
+class Known:
+    """SHA-256 of a file as long as it was last changed then, ns."""
+
+    sha256: str
+    changed: int
+
+
+@dataclass(frozen=True)
 class Variable:
     """A variable as a file declares it."""
 
@@ -130,7 +138,7 @@ class Inventory:
     folder: Path
     cube: Cube | None
     files: dict[str, File] = field(default_factory=dict)
-    known: Mapping[str, str] = field(default_factory=dict)
+    known: Mapping[str, Known] = field(default_factory=dict)
 
     def refresh(self) -> Inventory:
         """Digest the files that are new or were replaced since; forget those that went."""
@@ -143,7 +151,9 @@ class Inventory:
         name, info = path.relative_to(self.folder).as_posix(), path.stat()
         key = (name, info.st_ino, info.st_mtime_ns, info.st_size)
         if key not in self._digested:
-            self._digested[key] = File(name, info.st_size, self.known.get(name) or digest_file(path))
+            told = self.known.get(name)
+            same = told is not None and told.changed == info.st_mtime_ns
+            self._digested[key] = File(name, info.st_size, told.sha256 if told and same else digest_file(path))
         self.files[name] = self._digested[key]
         return self.files[name]
 
@@ -163,7 +173,7 @@ class Inventory:
         return self.files.get(product.file.name.removesuffix(".nc") + ending)
 
 
-def known(folder: Path) -> dict[str, str]:
+def known(folder: Path) -> dict[str, Known]:
     """SHA-256 that a folder's ``SHA256SUMS`` tells of the files that are older than it.
 
     A file that nobody replaced keeps the digest that it was published with: old files are not read every hour, and one
@@ -172,17 +182,16 @@ def known(folder: Path) -> dict[str, str]:
     sums = folder / "SHA256SUMS"
     if not sums.is_file():
         return {}
-    written, lines = sums.stat().st_mtime_ns, sums.read_text().splitlines()
-    told = [line.split("  ", 1) for line in lines]
-    return {name: digest for digest, name in told if _changed(folder / name) < written}
+    written, told = sums.stat().st_mtime_ns, {}
+    for line in sums.read_text().splitlines():
+        digest, name = line.split("  ", 1)
+        path = folder / name
+        if path.is_file() and (changed := path.stat().st_mtime_ns) < written:
+            told[name] = Known(digest, changed)
+    return told
 
 
-def _changed(path: Path) -> float:
-    """When a file was written, ns; never, where it is not there."""
-    return path.stat().st_mtime_ns if path.is_file() else np.inf
-
-
-def take(folder: Path, cube: Path, known: Mapping[str, str] | None = None) -> Inventory:
+def take(folder: Path, cube: Path, known: Mapping[str, Known] | None = None) -> Inventory:
     """Digest every file of a folder of products, those in folders below it too; hidden ones do not count.
 
     Parameters

@@ -97,7 +97,7 @@ def entrances(products: Path) -> dict[str, Path]:
     return {name: products / file for name, file in _ENTRANCES.items()}
 
 
-def complete(products: Path, cube: Path, known: Mapping[str, str] | None = None) -> Inventory:
+def complete(products: Path, cube: Path, known: Mapping[str, inventory.Known] | None = None) -> Inventory:
     """Build them in a folder that nobody reads yet (see `pipeline.offer.staging`).
 
     Parameters

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice, pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,7 +40,9 @@ DAY = 24
 _BLOCK = 192
 
 #: Days whose weighted sums are taken together, so that the weights of a cell come from memory once for all of them.
+#: They begin at a multiple of so many days since 1970: an hour has one column whatever it is estimated with.
 _TOGETHER = 4
+_COLUMNS = _TOGETHER * DAY
 
 
 @dataclass(frozen=True)
@@ -111,11 +113,15 @@ def utc_days(hours: NDArray[np.int64], start: int) -> Iterator[slice]:
 
 
 class _Piece(NamedTuple):
-    """Hours of a day (a slice of it) in which the same stations (record indices) report, and what they say."""
+    """Hours of a day (a slice of it) in which the same stations (record indices) report, and what they say.
+
+    ``column`` is that of the first hour among those of `_TOGETHER` days.
+    """
 
     hours: slice
     stations: NDArray[np.int64]
     day: Day
+    column: int
 
 
 class Interpolator:
@@ -145,11 +151,15 @@ class Interpolator:
     def run(self, days: list[slice]) -> Iterator[Block]:
         """Estimate UTC days in order, some at once; meanwhile a thread of its own reads the stations' next days."""
         heard = self._ahead(days) if torch.get_num_threads() > 1 else map(list, map(self._hear, days))
-        coming = iter(days)
-        while some := list(islice(heard, _TOGETHER)):
-            sums = iter(self._sum([piece for pieces in some for piece in pieces]))
-            for pieces in some:
-                yield self._estimate(next(coming), zip(pieces, sums, strict=False))
+        for _, some in groupby(zip(days, heard, strict=True), self._group):
+            hours, pieces = zip(*some, strict=True)
+            sums = iter(self._sum([piece for day in pieces for piece in day]))
+            for day, own in zip(hours, pieces, strict=True):
+                yield self._estimate(day, zip(own, sums, strict=False))
+
+    def _group(self, day: tuple[slice, list[_Piece]]) -> int:
+        """Number of the `_TOGETHER` days that a day belongs to."""
+        return int(self.observations.hours[day[0].start] // _COLUMNS)
 
     def _ahead(self, days: list[slice]) -> Iterator[list[_Piece]]:
         """What the stations say on each day, read `_TOGETHER` days ahead."""
@@ -167,25 +177,25 @@ class Interpolator:
     def _hear(self, hours: slice) -> Iterator[_Piece]:
         """What the stations say in each piece of a day."""
         for piece, stations in self._pieces(hours):
-            yield _Piece(piece, stations, self._day(hours, piece, stations))
+            column = int(self.observations.hours[hours.start + piece.start] % _COLUMNS)
+            yield _Piece(piece, stations, self._day(hours, piece, stations), column)
 
     @torch.inference_mode()
     def _sum(self, pieces: list[_Piece]) -> list[Sums]:
         """Weighted sums of the bands at every cell in some pieces of days, all at once.
 
-        Always the hours of `_TOGETHER` days: products of one shape are rounded alike, so that an hour's sums do
-        not depend on which hours it is estimated with.
+        Always the hours of `_TOGETHER` days: products of one shape are rounded alike, so that an hour's sums do not
+        depend on which hours it is estimated with.
         """
-        Q, width, firsts = len(self.points.lon), _TOGETHER * DAY, [0]
-        said = torch.zeros(BANDS, len(self.observations.lon), width)
+        Q = len(self.points.lon)
+        said = torch.zeros(BANDS, len(self.observations.lon), _COLUMNS)
         for piece in pieces:
-            firsts.append(firsts[-1] + piece.day.bands.shape[-1])
-            said[..., firsts[-2] : firsts[-1]] = torch.from_numpy(piece.day.bands)
-        sums = torch.empty(BANDS, Q * width + HOURS)
-        sums[:, Q * width :] = 0
-        cells = sums[:, : Q * width].view(BANDS, Q, width)
+            said[..., piece.column : piece.column + piece.day.bands.shape[-1]] = torch.from_numpy(piece.day.bands)
+        sums = torch.empty(BANDS, Q * _COLUMNS + HOURS)
+        sums[:, Q * _COLUMNS :] = 0
+        cells = sums[:, : Q * _COLUMNS].view(BANDS, Q, _COLUMNS)
         in_threads(lambda part: alone(partial(self._weigh, said, cells, part)), Q, _BLOCK)
-        return [Sums(sums.numpy(), width, first) for first in firsts[:-1]]
+        return [Sums(sums.numpy(), _COLUMNS, piece.column) for piece in pieces]
 
     @torch.inference_mode()
     def _estimate(self, hours: slice, pieces: Iterable[tuple[_Piece, Sums]]) -> Block:

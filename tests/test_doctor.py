@@ -163,9 +163,8 @@ def test_another_python(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
 
 def test_projections(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert only(look(environment.projections, tmp_path)).status == "ok"
-    elsewhere = SimpleNamespace(
-        crs="EPSG:32650", grid=lambda: SimpleNamespace(bbox=(-64, 0, -62, 1))
-    )  # UTM of China, half a world away
+    beyond = SimpleNamespace(bbox=(169, 0, 171, 1))  # the horizon of a gnomonic map of 0 E
+    elsewhere = SimpleNamespace(crs="+proj=gnom +lon_0=0", grid=lambda: beyond)
     assert "comes back as inf" in only(look(environment.projections, tmp_path, elsewhere)).found
     monkeypatch.setattr(pyproj.datadir, "get_data_dir", raising(pyproj.exceptions.DataDirError("no proj.db")))
     assert only(look(environment.projections, tmp_path)).found == "EPSG:3035: no proj.db"

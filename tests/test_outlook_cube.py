@@ -243,7 +243,8 @@ def test_a_later_run_replaces_outlook_hours(settings: dict[str, object], publish
     assert cube.attrs["outlook_issue_time"] == "2019-12-02T06:00:00Z"
     assert cube["revision"].values.tolist() == [1] * 18 + [2] * 40 + [0] * 14
     straight = run_stages(ahead(settings, tmp_path / "straight", end="2019-12-02T06", outlook_hours=20))
-    xr.testing.assert_equal(cube.drop_vars("revision"), open_of(straight).drop_vars("revision"))
+    found, wanted = (one.drop_vars("revision") for one in (cube, open_of(straight)))
+    xr.testing.assert_allclose(found, wanted, rtol=2**-8)  # at most the last of the bits that are kept
     third = run_stages(ahead(settings, tmp_path, start="2019-12-02T06", end="2019-12-03T02", outlook_hours=0))
     cube = open_of(third)
     assert streams(cube) == [(0, 50), (-1, 22)]
@@ -364,7 +365,7 @@ def test_a_run_without_an_outlook_is_as_before(
     assert not [name for name in {**cube.attrs, **run.lineage, **cube.variables} if "outlook" in name]
     assert not list((tmp_path / stages.PRODUCTS).glob("*outlook*"))
     assert [stage.name for stage in run.stages] == [
-        *("ingest", "quality control", "analyse", "score", "validate", "publish"),
+        *("ingest", "quality control", "analyse", "score", "validate", "publish", "report"),
     ]
 
 

@@ -294,13 +294,16 @@ def test_prefects_lines_are_ours_in_form_and_without_secrets(
     monkeypatch.setenv("AQNET_LOG_FORMAT", "json")
     stream = io.StringIO()
     speaker = logging.getLogger("prefect.flow_runs")
-    before = list(speaker.handlers)
+    before, level = list(speaker.handlers), speaker.level
+    monkeypatch.setattr(speaker, "disabled", False)
     speaker.addHandler(PrefectConsoleHandler(stream=stream))
+    speaker.setLevel(logging.INFO)  # flows that ran before have made it silent
     try:
         with environment._logged("r-1"), logs.about(run_id="r-1"):
             speaker.error("failed with %s :warning: [bold]", secrets["MY_TOKEN"])
     finally:
         speaker.handlers[:] = before
+        speaker.setLevel(level)
     line = json.loads(stream.getvalue())
     assert (line["message"], line["run_id"]) == ("failed with *** :warning: [bold]", "r-1")
 

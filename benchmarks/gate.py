@@ -18,10 +18,9 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import pandas as pd
 
-from pipeline import sources, stages
+from pipeline import output, sources, stages
 from pipeline.config import RunConfig
 from pipeline.errors import AqnetError
-from pipeline.release import hold
 from pipeline.twin.simulate import simulate
 
 BBOX = (110.0, 36.0, 113.0, 39.0)
@@ -54,7 +53,7 @@ class Network:
         start, end = map(str, hours)
         where = {"bbox": BBOX, "resolution": 0.25, "out": self.folder / out}
         config = RunConfig(source="table", input=path, start=start, end=end, weights=weights, **where)  # type: ignore[arg-type]
-        return through(config, f"{out}-{start[:10]}", reason)
+        return stages.make(config, f"{out}-{start[:10]}", reason)
 
     def judged(self, table: pd.DataFrame, **how: object) -> stages.Run:
         """Run the third day over a copy of what is published."""
@@ -62,18 +61,6 @@ class Network:
         shutil.rmtree(trial, ignore_errors=True)
         shutil.copytree(self.folder / "out", trial)
         return self.run(table, JUDGED, "trial", **how)  # type: ignore[arg-type]
-
-
-def through(config: RunConfig, run_id: str, reason: str | None = None) -> stages.Run:
-    """All stages, as the flow has them."""
-    with stages.begin(config, run_id, reason) as run:
-        for month in config.months():
-            flagged = stages.quality_control(run, stages.ingest(run, month), month)
-            stages.analyse_month(run, flagged, month)
-            stages.score_month(run, flagged, month)
-        stages.validate(run)
-        stages.publish(run)
-    return run
 
 
 def network(folder: Path, seed: int, stations: int = 60) -> Network:
@@ -192,7 +179,7 @@ def _verdict(base: Network, defect: str, wanted: set[str], table: pd.DataFrame, 
 
 def _failed(out: Path) -> dict[str, str]:
     """What the report of a held run says of the checks that failed."""
-    reports = [json.loads(path.read_text()) for path in (out / hold.FOLDER).glob(f"*/{hold.REPORT}")]
+    reports = [json.loads(path.read_text()) for path in (out / output.HELD).glob(f"*/{output.REPORT}")]
     return {check["name"]: check["found"] for said in reports for check in said["checks"] if check["passed"] is False}
 
 

@@ -25,7 +25,7 @@ import pandas as pd
 import torch
 
 from model.trace import Parts, in_ug
-from pipeline import sources, stages
+from pipeline import output, sources, stages
 from pipeline.config import RunConfig
 from pipeline.contract import HOUR
 from pipeline.cube import write
@@ -71,18 +71,6 @@ class Result:
 # ---- runs ----
 
 
-def run(config: RunConfig, run_id: str) -> stages.Run:
-    """What the flow does, without Prefect."""
-    with stages.begin(config, run_id) as made:
-        for month in config.months():
-            flagged = stages.quality_control(made, stages.ingest(made, month), month)
-            stages.analyse_month(made, flagged, month)
-        stages.outlook(made)
-        stages.validate(made)
-        stages.publish(made)
-    return made
-
-
 def simulated(folder: Path) -> list[Kind]:
     """Make the runs; return what there is to trace."""
     done = simulate.simulate(folder / "sim", 3, "2019-12-05", 6, (110.0, 36.0, 114.0, 39.0), STATIONS)
@@ -103,18 +91,18 @@ def simulated(folder: Path) -> list[Kind]:
     ]
     for number, (read, out, start, end, more) in enumerate(make):
         fields = {"bbox": BBOX, "resolution": 0.1, "out": out, "start": start, "end": end} | read | more
-        run(RunConfig(**fields), f"run-{number}")
-    cube, archive = one / stages.CUBE, done.archive
+        stages.make(RunConfig(**fields), f"run-{number}")
+    cube, archive = one / output.CUBE, done.archive
     return [
         Kind("interim, r1", cube, "r1", 0, archive),
         Kind("interim, r2", cube, "r2", 0, archive),
         Kind("final, r3 (over r1)", cube, "r3", 1, archive),
         Kind("interim, newest", cube, "r4", 0, archive),
         Kind("outlook", cube, "r4", 2, archive),
-        Kind("projected, interim", projected / stages.CUBE, "r2", 0, archive),
-        Kind("projected, final", projected / stages.CUBE, "r2", 1, archive),
-        Kind("observation store", stored / stages.CUBE, "r1", 0, archive),
-        Kind("table (CSV)", tabled / stages.CUBE, "r1", 0, folder),
+        Kind("projected, interim", projected / output.CUBE, "r2", 0, archive),
+        Kind("projected, final", projected / output.CUBE, "r2", 1, archive),
+        Kind("observation store", stored / output.CUBE, "r1", 0, archive),
+        Kind("table (CSV)", tabled / output.CUBE, "r1", 0, folder),
     ]
 
 
@@ -132,8 +120,8 @@ def real(folder: Path, archive: Path) -> list[Kind]:
     read = {"source": "cnemc", "input": archive, "truncated": "keep", "bbox": (105, 32, 125, 45), "resolution": 0.25}
     for number, stream in enumerate(("interim", "final")):
         day = {"start": "2019-12-10", "end": "2019-12-11", "stream": stream, "out": folder / "real"}
-        run(RunConfig(**read, **day), f"real-{number}")
-    cube = folder / "real" / stages.CUBE
+        stages.make(RunConfig(**read, **day), f"real-{number}")
+    cube = folder / "real" / output.CUBE
     return [Kind("CNEMC, interim", cube, "r1", 0, archive), Kind("CNEMC, final", cube, "r2", 1, archive)]
 
 

@@ -31,8 +31,5 @@ def daily(
     -------
     Revisions that were published, or the completed state ``NothingDue``.
     """
-    settings, time = scheduled.open_ended(config), scheduled.present(now)
-    if arrivals:
-        scheduled.take_in(settings, arrivals, time)
-    due = schedule.final(settings.input, scheduled.published(settings), scheduled.hour(time), after_days)
-    return scheduled.make(config, due, "daily")
+    settings, cube, time = scheduled.ready(config, arrivals, now)
+    return scheduled.make(config, schedule.final(settings.input, cube, time, after_days), "daily")

@@ -28,9 +28,5 @@ def hourly(config: Path, arrivals: Arrivals | None = None, now: datetime | None 
     -------
     Revisions that were published, or the completed state ``NothingDue``.
     """
-    settings, time = scheduled.open_ended(config), scheduled.present(now)
-    if arrivals:
-        scheduled.take_in(settings, arrivals, time)
-    cube = scheduled.published(settings)
-    due = schedule.interim(settings.input, cube, naive(settings.start), scheduled.hour(time))
-    return scheduled.make(config, due, "hourly")
+    settings, cube, time = scheduled.ready(config, arrivals, now)
+    return scheduled.make(config, schedule.interim(settings.input, cube, naive(settings.start), time), "hourly")

@@ -13,7 +13,7 @@ from prefect.states import Completed, State
 from pydantic import BaseModel, ConfigDict, Field
 
 from flows.reanalysis import reanalysis, stage
-from pipeline import fetch, schedule, stages
+from pipeline import fetch, output, schedule
 from pipeline.config import RunConfig, from_sources, naive
 from pipeline.cube import write
 from pipeline.errors import ConfigError
@@ -96,17 +96,21 @@ def make(config: Path, due: schedule.Due, reason: str) -> list[str] | State[str]
     return made
 
 
-def published(settings: RunConfig) -> xr.Dataset | None:
-    """The cube that the schedule keeps; None before its first revision."""
-    path = settings.out / stages.CUBE
+def ready(
+    config: Path, arrivals: Arrivals | None, now: datetime | None
+) -> tuple[RunConfig, xr.Dataset | None, np.datetime64]:
+    """Read the configuration and take in what arrived.
+
+    Returns
+    -------
+    The configuration, the cube that the schedule keeps (None before its first revision), and the present hour.
+    """
+    settings, time = open_ended(config), (now or datetime.now(UTC)).astimezone(UTC)
+    if arrivals:
+        take_in(settings, arrivals, time)
+    return settings, _published(settings), naive(time.replace(minute=0, second=0, microsecond=0))
+
+
+def _published(settings: RunConfig) -> xr.Dataset | None:
+    path = settings.out / output.CUBE
     return write.open_cube(path) if path.is_dir() else None
-
-
-def present(now: datetime | None) -> datetime:
-    """The time given, or that of the clock, UTC."""
-    return (now or datetime.now(UTC)).astimezone(UTC)
-
-
-def hour(now: datetime) -> np.datetime64:
-    """Begin of the hour, as numpy has it."""
-    return naive(now.replace(minute=0, second=0, microsecond=0))

@@ -28,7 +28,7 @@ from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
-from pipeline import atomic
+from pipeline import atomic, output
 from pipeline.errors import ConfigError, InputError, ProductError
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ logger = logging.getLogger("aqnet")
 ENVIRONMENT = "AQNET_METRICS_FILE"
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 #: Names in the output folder.
-NAME, CUBE, REPORT, HELD = "metrics.prom", "cube.icechunk", Path("products", "run.json"), "held"
+NAME, REPORT = "metrics.prom", Path(output.PRODUCTS, output.REPORT)
 
 #: Why a run failed; the only values of the label.
 REASONS = ("configuration", "input", "product", "disk", "network", "memory", "interrupted", "bug")
@@ -124,7 +124,7 @@ def _succeeded(kept: Samples, run: Mapping[str, str], began: float, out: Path) -
         _put(kept, name, now, **run)
     _drop(kept, run, {"stage", "pollutant", "method"})
     _put(kept, "aqnet_run_seconds", now - began, **run)
-    for name, value, labels in [*_of_report(out / REPORT), *_of_cube(out / CUBE)]:
+    for name, value, labels in [*_of_report(out / REPORT), *_of_cube(out / output.CUBE)]:
         given = run if "stream" in _KNOWN[name].labels else {"domain": run["domain"]}
         _put(kept, name, value, **given, **labels)
 
@@ -262,7 +262,7 @@ def _refresh(kept: Samples, out: Path, now: float) -> None:
         disk = shutil.disk_usage(out)
         _put(kept, "aqnet_disk_free_bytes", disk.free, domain=domain)
         _put(kept, "aqnet_disk_size_bytes", disk.total, domain=domain)
-        held = [one for one in (out / HELD).glob("*") if not one.name.startswith(".")]
+        held = [one for one in (out / output.HELD).glob("*") if not one.name.startswith(".")]
         _put(kept, "aqnet_held_candidates", len(held), domain=domain)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from uuid import NAMESPACE_URL, uuid5
 
 import pipeline
+from pipeline import output
 from pipeline.atomic import replacing
 
 #: Packages whose version can change a value or its encoding.
@@ -38,7 +39,7 @@ ORIGIN = (
 ATTRIBUTES = (*ORIGIN, "history", "tracking_id")
 
 #: Names in the folder of products: what its files' runs read and were, one folder a run, and what is in each.
-RUNS, LINEAGE, REPORT, INPUTS = "provenance", "lineage.json", "run.json", "inputs.sha256"
+RUNS, INPUTS = "provenance", "inputs.sha256"
 
 
 def digest_file(path: str | Path) -> str:
@@ -103,8 +104,8 @@ def keep(folder: Path, runs: Collection[str]) -> None:
     runs : identifiers of the runs that products, or the cube, come from.
     """
     known = set(runs)
-    if (folder / LINEAGE).is_file():
-        lineage = json.loads((folder / LINEAGE).read_text())
+    if (folder / output.LINEAGE).is_file():
+        lineage = json.loads((folder / output.LINEAGE).read_text())
         known.add(lineage["flow_run_id"])
         if re.fullmatch(r"[\w-]+", lineage["flow_run_id"]):
             _keep_run(folder, folder / RUNS / lineage["flow_run_id"], lineage.get("inputs", {}))
@@ -115,7 +116,7 @@ def keep(folder: Path, runs: Collection[str]) -> None:
 
 def _keep_run(folder: Path, place: Path, inputs: Mapping[str, str]) -> None:
     place.mkdir(parents=True, exist_ok=True)
-    for name in (LINEAGE, REPORT):
+    for name in (output.LINEAGE, output.REPORT):
         if (folder / name).is_file():
             with replacing(place / name) as part:
                 shutil.copyfile(folder / name, part)
@@ -125,7 +126,7 @@ def _keep_run(folder: Path, place: Path, inputs: Mapping[str, str]) -> None:
 
 def kept(folder: Path, run_id: str) -> dict[str, Any]:
     """Lineage of a run with the digests of its ``inputs``, as `keep` kept it; empty where it did not."""
-    path = folder / RUNS / run_id / LINEAGE
+    path = folder / RUNS / run_id / output.LINEAGE
     return dict(json.loads(path.read_text())) if path.is_file() else {}
 
 

@@ -1,7 +1,7 @@
 """The stages of a run as plain functions.
 
 Ingest, quality control, analyse and score (each a calendar month at a time), validate, publish.
-``flows/reanalysis.py`` calls them in this order, under Prefect; tests call them without. `validate` is the release
+``flows/reanalysis.py`` calls them in this order, under Prefect; `make` does without. `validate` is the release
 gate: a run that it stops is held (`pipeline.release.gate`, `pipeline.release.hold`).
 """
 
@@ -20,14 +20,14 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from pipeline import analyse, covariates, harmonise, logs, memory, provenance, qc, report, score, sources
+from pipeline import analyse, covariates, harmonise, logs, memory, output, provenance, qc, report, score, sources
 from pipeline.atomic import replacing
 from pipeline.config import Month, RunConfig, naive
 from pipeline.contract import HOUR
 from pipeline.cube import metadata, repository, revisions, write
 from pipeline.errors import ProductError
 from pipeline.grid import Grid
-from pipeline.offer import inventory, publication, staging
+from pipeline.offer import publication
 from pipeline.pages import maps, pairs, quality_report, run_report, run_summary
 from pipeline.products import downloads, outlook_fields
 from pipeline.qc.record import Record, record
@@ -35,10 +35,6 @@ from pipeline.release import agreement, gate, hold, skill
 from pipeline.tracing import runs as trace_runs
 
 logger = logging.getLogger("aqnet")
-
-#: Names in the output folder.
-CUBE, PRODUCTS, LINEAGE, REPORT = "cube.icechunk", downloads.PRODUCTS, "lineage.json", "run.json"
-QUALITY_REPORT, RUN_REPORT = "quality-control.html", "report.html"
 
 #: Share of land cells that may lack an estimate while some station reports: a region may be silent for hours.
 MAX_MISSING = 0.5
@@ -136,8 +132,21 @@ def begin(
     title = {"title": config.title} if config.title else {}
     attrs = lineage | sources.find(config.source).state(config.input) | title | covariates.describe(config.covariates)
     attrs |= {**config.attributes, **(notes or {})}
-    with write.begin(config.out / CUBE, grid, start, end, attrs, config.outlook_hours) as candidate:
+    with write.begin(config.out / output.CUBE, grid, start, end, attrs, config.outlook_hours) as candidate:
         yield Run(config, run_id, grid, network, inputs, lineage, candidate, known, outlook, reason)
+
+
+def make(config: RunConfig, run_id: str, reason: str | None = None) -> Run:
+    """Make the hours of a configuration and publish them: what the flow does, without Prefect; see `begin`."""
+    with begin(config, run_id, reason) as run:
+        for month in config.months():
+            flagged = quality_control(run, ingest(run, month), month)
+            analyse_month(run, flagged, month)
+            score_month(run, flagged, month)
+        outlook(run)
+        validate(run)
+        publish(run)
+    return run
 
 
 def ingest(run: Run, month: Month) -> xr.Dataset:
@@ -335,22 +344,20 @@ def publish(run: Run) -> None:
 
     NetCDF files, maps, lineage, reports, catalogue, download page and checksums change together.
     """
-    products = run.config.out / PRODUCTS
-    with staging.staged(products) as folder:
+    products = run.config.out / output.PRODUCTS
+    with publication.offering(run.config.out, trusted=True) as folder:
         with run.measured("publish", _label(run.hours)) as stage:
             if not run.published:  # the stage may be tried again: readers see the cube already
                 run.revision, run.published = write.publish(run.candidate, _record(run)), True
             cube = write.open_cube(run.candidate.path)
             part = downloads.Part.of(run.config, run.candidate.hours[1] > run.candidate.issue)
             made = downloads.cut(part, cube, folder, run.observed) | _write_papers(run, folder)
-            run.files["cube"] = run.candidate.path
-            run.files |= {name: products / path.relative_to(folder) for name, path in made.items()}
+            run.files |= {"cube": run.candidate.path, **publication.in_place(made, folder, products)}
             stage.rows, stage.unit = len(run.files), "products"
-        run.files |= {"run report": products / RUN_REPORT, "report": products / REPORT}
+        run.files |= {"run report": products / output.RUN_REPORT, "report": products / output.REPORT}
         run.files |= publication.entrances(products)
-        write_run_report(run, cube, folder / RUN_REPORT, products)
-        write_report(run, folder / REPORT)
-        publication.complete(folder, run.candidate.path, inventory.known(folder))
+        write_run_report(run, cube, folder / output.RUN_REPORT, products)
+        write_report(run, folder / output.REPORT)
     hold.clear(run.config.out)
 
 
@@ -363,8 +370,8 @@ def hold_back(run: Run) -> str:
             if downloads.drawable(cube):
                 downloads.draw_month(cube, month, observed, folder / f"{month[0].astype('M8[M]')}.png")
         _write_papers(run, folder)
-        write_run_report(run, cube, folder / RUN_REPORT, folder)
-        write_report(run, folder / REPORT)
+        write_run_report(run, cube, folder / output.RUN_REPORT, folder)
+        write_report(run, folder / output.REPORT)
     return branch
 
 
@@ -372,8 +379,8 @@ def _write_papers(run: Run, folder: Path) -> dict[str, Path]:
     """Write quality report and lineage."""
     folder.mkdir(parents=True, exist_ok=True)
     return {
-        "quality control": _write_quality_report(run, folder / QUALITY_REPORT),
-        "lineage": provenance.write_lineage(folder / LINEAGE, run.lineage, run.inputs),
+        "quality control": _write_quality_report(run, folder / output.QUALITY_REPORT),
+        "lineage": provenance.write_lineage(folder / output.LINEAGE, run.lineage, run.inputs),
     }
 
 

@@ -13,6 +13,7 @@ import netCDF4
 import numpy as np
 import xarray as xr
 
+from pipeline import output
 from pipeline.contract import check_cube
 from pipeline.cube import repository, write
 from pipeline.cube.layout import FILL
@@ -48,7 +49,7 @@ def verify(out: Path) -> Iterator[Found]:
     ProductError
         When there is no cube or no list of checksums.
     """
-    products, cube = out / "products", out / "cube.icechunk"
+    products, cube = out / output.PRODUCTS, out / output.CUBE
     yield from files(products)
     yield from revisions(cube)
     yield newest(cube)
@@ -59,9 +60,9 @@ def verify(out: Path) -> Iterator[Found]:
 def files(folder: Path) -> Iterator[Found]:
     """Compare the files of a folder with its ``SHA256SUMS``."""
     try:
-        lines = (folder / "SHA256SUMS").read_text().splitlines()
+        lines = (folder / output.SUMS).read_text().splitlines()
     except OSError as error:
-        raise ProductError(f"{folder}: expected SHA256SUMS beside the products; found: {error.strerror}") from error
+        raise ProductError(f"{folder}: expected {output.SUMS} beside the products; found: {error.strerror}") from error
     for line in lines:
         wanted, _, name = line.partition("  ")
         yield Found(name, _compare(folder / name, wanted))

@@ -37,6 +37,16 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def no_bottleneck() -> None:
+    """Compute means as users do: bottleneck, which xclim brings, sums in another order."""
+    import pandas as pd
+    import xarray as xr
+
+    xr.set_options(use_bottleneck=False)
+    pd.set_option("compute.use_bottleneck", False)
+
+
+@pytest.fixture(scope="session", autouse=True)
 def one_torch_thread() -> None:
     """Fix the number of threads: sums of floats then come out the same on every machine."""
     import torch

@@ -193,14 +193,3 @@ def test_too_few_hours_are_named(cube: xr.Dataset, cut: Cut, message: str | None
 def test_a_cut_that_makes_no_sense_is_named(fields: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Cut(**fields)
-
-
-def test_a_run_s_means_are_made_where_there_are_hours_enough(cube: xr.Dataset, tmp_path: Path) -> None:
-    files = export.export_means(cube, tmp_path, "x", "interim", "0.1.0", start="2019-01-05", end="2019-01-06T03")
-    assert {name: file.name.split("_")[-2:] for name, file in files.items()} == {
-        "daily 201901": ["daily", "20190105-20190106.nc"],
-        "monthly 2019": ["monthly", "20190101-20190131.nc"],
-    }
-    assert export.export_means(
-        cube, tmp_path, "x", "interim", "0.1.0", start="2019-01-03", end="2019-01-04"
-    ).keys() == {"monthly 2019"}

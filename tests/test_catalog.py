@@ -17,17 +17,17 @@ import numpy as np
 import pyproj
 import pystac
 import pytest
-from offer import DOMAIN, FIRST, VERSION, add_run, faults, lineage, sha256
 from pystac.validation import RegisteredValidator
 from pystac.validation.stac_validator import JsonSchemaSTACValidator
 from test_write import make_block
 
-from pipeline import provenance
+from pipeline import output, provenance
 from pipeline.cube import write
 from pipeline.errors import ConfigError, ProductError
 from pipeline.grid import Grid
 from pipeline.offer import catalog, crate, download_page, editions, footprint, inventory, publication, staging
 from pipeline.products import export
+from tests.offer import DOMAIN, FIRST, VERSION, add_run, faults, lineage, sha256
 
 SCHEMAS = Path(__file__).parent / "schemas"
 
@@ -483,10 +483,9 @@ def test_the_second_to_publish_waits(tmp_path: Path) -> None:
 
 
 def test_names_are_those_of_a_run() -> None:
-    from pipeline import stages
 
-    assert (publication.CUBE, publication.PRODUCTS) == (stages.CUBE, stages.PRODUCTS)
-    assert (provenance.LINEAGE, provenance.REPORT) == (stages.LINEAGE, stages.REPORT)
+    assert (output.CUBE, output.PRODUCTS) == (output.CUBE, output.PRODUCTS)
+    assert (output.LINEAGE, output.REPORT) == (output.LINEAGE, output.REPORT)
 
 
 def test_a_later_file_of_a_longer_period_replaces_an_earlier_one(out: Path) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline import cli, stages
+from pipeline import cli, output
 from pipeline.cube import write
 from pipeline.twin import example, simulate
 from pipeline.twin.simulate import Simulation
@@ -131,7 +131,7 @@ def test_bbox_with_no_station(prefect_harness: None, aqnet: Run, options: dict[s
     code, _, err = aqnet("run", *words(options | {"--bbox": "-10 40 -9 41"}))
     assert code == 1
     assert "expected stations inside bbox (-10.0, 40.0, -9.0, 41.0)" in error_line(err)
-    assert not (tmp_path / "out" / stages.PRODUCTS).exists()
+    assert not (tmp_path / "out" / output.PRODUCTS).exists()
 
 
 def test_empty_zip(prefect_harness: None, aqnet: Run, options: dict[str, object], tmp_path: Path) -> None:
@@ -245,7 +245,7 @@ def test_run_from_a_file_then_export(
     assert any("pm25_tiny_aqnet_interim" in path for path in found["files"].values())
     assert "INFO analysed 6 of 6 hours" in err
 
-    cube = tmp_path / "out" / stages.CUBE
+    cube = tmp_path / "out" / output.CUBE
     assert write.open_cube(cube).sizes["lat"] == 7
     code, out, _ = aqnet(
         "export", "--cube", cube, "--format", "netcdf", "--out", tmp_path / "nc", "--end", "2019-12-01T03"
@@ -324,7 +324,7 @@ def test_embedded_default(
     for method in ("AQ-Net", "Inverse distance", "Kriging"):
         assert f"| {method} |" in out
     assert (tmp_path / example.PICTURE).stat().st_size > 10_000
-    assert "SIMULATED" in write.open_cube(tmp_path / stages.CUBE).attrs["title"]
+    assert "SIMULATED" in write.open_cube(tmp_path / output.CUBE).attrs["title"]
 
 
 # ---- observation store ----

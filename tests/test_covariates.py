@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pyproj import CRS, Transformer
 from scipy.ndimage import gaussian_filter
 
-from pipeline import analyse, covariates, provenance, qc, sources, stages
+from pipeline import analyse, covariates, output, provenance, qc, sources, stages
 from pipeline.config import Covariate, from_sources
 from pipeline.contract import HOUR
 from pipeline.covariates import Sampler, check, open_all, open_field
@@ -409,14 +409,7 @@ def make_run(simulation: Simulation, weights: Path, out: Path, *known: Covariate
     fields: dict[str, object] = {"input": simulation.archive, "stations": simulation.stations, "weights": weights}
     fields |= {"start": "2019-12-02", "end": "2019-12-04", "bbox": simulation.bbox, "resolution": 0.2, "out": out}
     config = from_sources(None, fields | ({"covariates": known} if known else {}))
-    with stages.begin(config, "by-hand") as run:
-        for month in config.months():
-            flagged = stages.quality_control(run, stages.ingest(run, month), month)
-            stages.analyse_month(run, flagged, month)
-            stages.score_month(run, flagged, month)
-        stages.validate(run)
-        stages.publish(run)
-    return run
+    return stages.make(config, "by-hand")
 
 
 @pytest.fixture(scope="module")
@@ -479,7 +472,7 @@ def test_a_bad_covariate_stops_a_run_before_any_work(small_simulation: Simulatio
     known = spec(save(field(), tmp_path, "x.nc"), variable="wrong")
     with pytest.raises(ConfigError, match=r"x\.nc: expected a variable 'wrong'; found x"):
         make_run(small_simulation, weights, tmp_path / "out", known)
-    assert not (tmp_path / "out" / stages.CUBE).exists()
+    assert not (tmp_path / "out" / output.CUBE).exists()
 
 
 def terrain_file(path: Path, bbox: tuple[float, float, float, float]) -> Path:

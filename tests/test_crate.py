@@ -12,12 +12,12 @@ from urllib.parse import unquote
 
 import netCDF4
 import pytest
-from offer import INPUTS, TITLE, add_run, lineage, sha256
 from rocrate.model import ContextEntity
 from rocrate.rocrate import ROCrate
 
-from pipeline import provenance
+from pipeline import output, provenance
 from pipeline.offer import crate, publication
+from tests.offer import INPUTS, TITLE, add_run, lineage, sha256
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def test_the_rocrate_library_reads_it(products: Path) -> None:
 def test_every_file_is_there_with_its_size_and_digest(products: Path, graph: dict[str, Any]) -> None:
     files = {unquote(name): entity for name, entity in graph.items() if entity["@type"] == "File"}
     there = {path.relative_to(products).as_posix() for path in products.rglob("*") if path.is_file()}
-    assert set(files) == there - {crate.NAME, crate.SUMS}
+    assert set(files) == there - {crate.NAME, output.SUMS}
     for name, entity in files.items():
         assert entity["sha256"] == sha256(products / name), name
         assert entity["contentSize"] == str((products / name).stat().st_size), name
@@ -110,7 +110,7 @@ def test_a_run_that_left_no_lineage_is_told_by_its_products(products: Path, tmp_
     out = tmp_path / "out"
     shutil.copytree(products, out / "products")
     shutil.rmtree(out / "products" / provenance.RUNS)
-    (out / "products" / provenance.LINEAGE).unlink()
+    (out / "products" / output.LINEAGE).unlink()
     publication.publish(out)
     graph = {one["@id"]: one for one in json.loads((out / "products" / crate.NAME).read_text())["@graph"]}
     read = {graph[name]["name"]: graph[name]["sha256"] for name in references(graph["#run-run-1"]["object"])}

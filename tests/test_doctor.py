@@ -24,7 +24,7 @@ import pytest
 from test_write import GRID, NEW_YEAR, make_block, run
 
 from model import checkpoint
-from pipeline import cli, doctor
+from pipeline import cli, doctor, output
 from pipeline.cube import repository, write
 from pipeline.doctor import cube, environment, machine, observations, reach
 from pipeline.doctor.check import Check, Subject
@@ -37,8 +37,8 @@ HOURS = [f"2019-01-{day:02d}T{hour:02d}:00" for day in (1, 2) for hour in range(
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An output folder with a cube of two revisions; tests break copies of it."""
     out = tmp_path_factory.mktemp("doctor") / "out"
-    run(out / cube.NAME, NEW_YEAR, NEW_YEAR + 24)
-    run(out / cube.NAME, NEW_YEAR + 24, NEW_YEAR + 48)
+    run(out / output.CUBE, NEW_YEAR, NEW_YEAR + 24)
+    run(out / output.CUBE, NEW_YEAR + 24, NEW_YEAR + 48)
     return out
 
 
@@ -365,7 +365,7 @@ def test_less_space_than_the_next_month_needs(tmp_path: Path, monkeypatch: pytes
 
 
 def test_the_estimate_of_space_is_above_what_a_cube_takes(out: Path) -> None:
-    taken = sum(file.stat().st_size for file in (out / cube.NAME).rglob("*") if file.is_file())
+    taken = sum(file.stat().st_size for file in (out / output.CUBE).rglob("*") if file.is_file())
     assert taken < GRID.shape[0] * GRID.shape[1] * 48 * cube.CELL_HOUR
 
 
@@ -380,7 +380,7 @@ def test_a_cube_that_is_whole(out: Path) -> None:
 
 @pytest.mark.parametrize("folder", ["chunks", "snapshots", "manifests", "refs"])
 def test_a_cube_that_lost_files(folder: str, out: Path) -> None:
-    found = out / cube.NAME / folder
+    found = out / output.CUBE / folder
     if not found.is_dir():
         pytest.skip(f"this version of Icechunk keeps no folder {folder}")
     shutil.rmtree(found)
@@ -390,13 +390,13 @@ def test_a_cube_that_lost_files(folder: str, out: Path) -> None:
 
 
 def test_a_cube_that_is_another_thing(tmp_path: Path) -> None:
-    (tmp_path / cube.NAME).mkdir()
+    (tmp_path / output.CUBE).mkdir()
     assert "no cube here" in only(look(cube.published, tmp_path)).found
     assert only(look(cube.published, tmp_path / "elsewhere")).status == "ok"
 
 
 def test_a_run_that_was_killed_as_it_published(out: Path) -> None:
-    repo = repository.open_existing(out / cube.NAME)
+    repo = repository.open_existing(out / output.CUBE)
     repo.delete_tag("r2")
     assert "not r1" in look(cube.published, out)["revisions"].found
     repo.create_tag("r3", repo.lookup_branch("main"))
@@ -405,7 +405,7 @@ def test_a_run_that_was_killed_as_it_published(out: Path) -> None:
 
 def test_a_run_that_was_killed_as_it_wrote(out: Path) -> None:
     start, end = (np.datetime64(NEW_YEAR + hours, "h") for hours in (48, 72))
-    candidate = write.begin(out / cube.NAME, GRID, start, end, {"flow_run_id": "dead"})
+    candidate = write.begin(out / output.CUBE, GRID, start, end, {"flow_run_id": "dead"})
     write.write_block(candidate, make_block(NEW_YEAR + 48))
     candidate.commit("half")
     assert "leftovers" not in look(cube.leftovers, out) or look(cube.leftovers, out)["leftovers"].status == "ok"
@@ -417,7 +417,7 @@ def test_a_run_that_was_killed_as_it_wrote(out: Path) -> None:
 
 def test_a_candidate_that_waits_for_a_person(out: Path) -> None:
     start, end = (np.datetime64(NEW_YEAR + hours, "h") for hours in (48, 72))
-    with write.begin(out / cube.NAME, GRID, start, end, {"flow_run_id": "odd"}) as candidate:
+    with write.begin(out / output.CUBE, GRID, start, end, {"flow_run_id": "odd"}) as candidate:
         write.write_block(candidate, make_block(NEW_YEAR + 48))
         write.hold(candidate)
     check = look(cube.leftovers, out)["held candidate"]
@@ -426,7 +426,7 @@ def test_a_candidate_that_waits_for_a_person(out: Path) -> None:
 
 
 def test_who_holds_the_lock(out: Path) -> None:
-    with locked(out / cube.NAME):
+    with locked(out / output.CUBE):
         check = only(look(cube.lock, out))
     assert check.status == "warning"
     assert f"held by process {os.getpid()} (" in check.found

@@ -8,9 +8,9 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
-from offer import TITLE, add_run, sha256
 
 from pipeline.offer import download_page, publication
+from tests.offer import TITLE, add_run, sha256
 
 
 class Page(HTMLParser):

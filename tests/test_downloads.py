@@ -8,10 +8,14 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from pipeline import stages
+from pipeline import output, stages
 from pipeline.config import RunConfig
+from pipeline.cube import write
+from pipeline.grid import Grid
 from pipeline.products import downloads
 from pipeline.twin.simulate import Simulation
+from tests.test_write import make_block
+from tests.test_write import run as write_run
 
 
 @pytest.fixture(scope="module")
@@ -36,15 +40,9 @@ def made(small_simulation: Simulation, weights: Path, tmp_path_factory: pytest.T
             out=out,
             domain="test",
         )
-        with stages.begin(config, f"{stream}-{start[-5:]}") as run:
-            (month,) = config.months()
-            flagged = stages.quality_control(run, stages.ingest(run, month), month)
-            stages.analyse_month(run, flagged, month)
-            stages.score_month(run, flagged, month)
-            stages.validate(run)
-            stages.publish(run)
-        found.append({path.name for path in (out / downloads.PRODUCTS).glob("*.nc")})
-    with xr.open_dataset(out / downloads.PRODUCTS / name("interim", "hourly", "20191202-20191202")) as left:
+        stages.make(config, f"{stream}-{start[-5:]}")
+        found.append({path.name for path in (out / output.PRODUCTS).glob("*.nc")})
+    with xr.open_dataset(out / output.PRODUCTS / name("interim", "hourly", "20191202-20191202")) as left:
         found.append({str(hour) for hour in left["time"].values.astype("M8[h]")})
     return found
 
@@ -69,9 +67,30 @@ def test_hours_that_became_final_leave_the_interim_file(made: list[set[str]]) ->
     assert made[4] == {f"2019-12-02T0{hour}" for hour in range(3)}
 
 
-def test_a_month_is_whole_when_every_hour_is_there() -> None:
-    month, hours = np.datetime64("2019-02", "M"), 28 * 24
-    cube = xr.Dataset({"stream": ("time", np.ones(hours, np.int8))})
-    assert downloads._whole(cube, month, "final")
-    assert not downloads._whole(cube, month, "interim")
-    assert not downloads._whole(cube.isel(time=slice(1, None)), month, "final")
+def test_a_month_that_is_over_has_a_mean_in_the_file_of_its_year(tmp_path: Path) -> None:
+    """As long as the last hour of March is missing there is one month; final days take theirs from the interim file."""
+    first, last = (int(np.datetime64(day, "h").astype(int)) for day in ("2019-02-01", "2019-04-01"))
+    grid, cube = Grid((110, 36, 110.2, 36.1), 0.1), tmp_path / "cube"
+    write_run(cube, first, last - 1, grid=grid)
+    assert monthly(cube, tmp_path, "2019-02") == {"interim_20190201-20190228"}
+    assert monthly(cube, tmp_path, "2019-03") == {"interim_20190201-20190228"}
+    write_run(cube, last - 24, last, grid=grid)
+    assert monthly(cube, tmp_path, "2019-03") == {"interim_20190201-20190331"}
+    with xr.open_dataset(next((tmp_path / "products").glob("*_monthly_*.nc"))) as means:
+        wanted = write.open_cube(cube)["pm2p5"].sel(time="2019-03").mean("time")
+        np.testing.assert_allclose(means["pm2p5"][1], wanted, rtol=2**-9)
+    with write.begin(cube, grid, np.datetime64(first, "h"), np.datetime64("2019-03-01", "h"), {}) as candidate:
+        for hour in range(first, first + 28 * 24, 24):
+            final = make_block(hour, grid=grid)
+            write.write_block(candidate, final.assign(stream=final["stream"] + np.int8(1)))
+        write.publish(candidate)
+    assert monthly(cube, tmp_path, "2019-02") == {"final_20190201-20190228", "interim_20190301-20190331"}
+
+
+def monthly(cube: Path, folder: Path, month: str) -> set[str]:
+    """Stream and days of the monthly files after a run that touched a month."""
+    first = np.datetime64(month, "M")
+    hours, products = (first.astype("M8[h]"), (first + 1).astype("M8[h]")), folder / "products"
+    downloads.cut(downloads.Part((hours,), "interim", False, "test", "0.1.0"), write.open_cube(cube), products)
+    names = (path.stem.split("_") for path in products.glob("*_monthly_*.nc"))
+    return {f"{parts[3]}_{parts[-1]}" for parts in names}

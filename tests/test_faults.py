@@ -13,7 +13,7 @@ from pathlib import Path
 
 import xarray as xr
 
-from pipeline import stages
+from pipeline import output
 from pipeline.cube import write
 from pipeline.errors import ProductError
 from pipeline.twin.simulate import Simulation
@@ -73,7 +73,7 @@ def kill_after(process: subprocess.Popen[str], text: str | None) -> bool:
 def published(out: Path) -> xr.Dataset | None:
     """What a reader sees: all of the last revision, or None where nothing was published."""
     try:
-        return write.open_cube(out / stages.CUBE).load()
+        return write.open_cube(out / output.CUBE).load()
     except ProductError:
         return None
 
@@ -96,7 +96,7 @@ def test_a_killed_run_leaves_no_half_and_the_next_one_completes(
         assert kill_after(start(small_simulation, weights, out, home), IN_STAGE[stage]), stage
         seen = published(out)
         assert seen is None or same_values(seen, whole), stage
-        visible = list((out / stages.PRODUCTS).glob("[!.]*.nc"))
+        visible = list((out / output.PRODUCTS).glob("[!.]*.nc"))
         for file in visible:
             with xr.open_dataset(file) as product:
                 assert product.sizes["time"] == 24, stage  # a file a month: 30 November, 1 December
@@ -104,6 +104,6 @@ def test_a_killed_run_leaves_no_half_and_the_next_one_completes(
     assert "Published: " in text, log
     assert same_values(published(out), whole)
     for product in ("lineage.json", "run.json", "SHA256SUMS"):
-        assert (out / stages.PRODUCTS / product).is_file()
-    leftovers = [file.name for file in (out / stages.PRODUCTS).iterdir() if file.name.startswith(".")]
+        assert (out / output.PRODUCTS / product).is_file()
+    leftovers = [file.name for file in (out / output.PRODUCTS).iterdir() if file.name.startswith(".")]
     assert leftovers == []

@@ -18,12 +18,11 @@ import pytest
 import xarray as xr
 
 from flows import environment
-from pipeline import harmonise, score, stages
+from pipeline import harmonise, output, score, stages
 from pipeline.config import RunConfig, from_sources
 from pipeline.cube import write
 from pipeline.errors import AqnetError, ConfigError, InputError, ProductError
 from pipeline.offer import catalog, publication
-from pipeline.release import hold
 from pipeline.twin import simulate
 from pipeline.twin.simulate import Simulation
 
@@ -46,15 +45,7 @@ def make_config(simulation: Simulation, weights: Path, out: Path, **change: obje
 
 
 def run_stages(config: RunConfig) -> stages.Run:
-    """What the flow does, without Prefect."""
-    with stages.begin(config, "by-hand") as run:
-        for month in config.months():
-            flagged = stages.quality_control(run, stages.ingest(run, month), month)
-            stages.analyse_month(run, flagged, month)
-            stages.score_month(run, flagged, month)
-        stages.validate(run)
-        stages.publish(run)
-    return run
+    return stages.make(config, "by-hand")
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +76,7 @@ def test_only_the_hours_of_the_run_are_produced(published: stages.Run) -> None:
 
 
 def test_products_of_a_run(published: stages.Run) -> None:
-    names = {path.name for path in (published.config.out / stages.PRODUCTS).iterdir()}
+    names = {path.name for path in (published.config.out / output.PRODUCTS).iterdir()}
     stems = [f"pm25_test_aqnet_interim_v0.1.0_hourly_{days}" for days in ("20191130-20191130", "20191201-20191202")]
     pictures = {f"{stem}{ending}" for stem in stems for ending in (".nc", ".png")}
     pictures.add("pm25_test_aqnet_interim_v0.1.0_daily_20191201-20191201.nc")
@@ -93,7 +84,7 @@ def test_products_of_a_run(published: stages.Run) -> None:
     offered = {*publication.MADE, catalog.THUMBNAILS, "provenance"}
     assert pictures | papers <= names
     assert names - pictures - papers <= offered
-    assert {path.name for path in publication.entrances(published.config.out / stages.PRODUCTS).values()} <= names
+    assert {path.name for path in publication.entrances(published.config.out / output.PRODUCTS).values()} <= names
     assert {path.exists() for path in published.files.values()} == {True}
     with xr.open_dataset(published.files["netcdf 2019-12"]) as month:
         assert month.sizes["time"] == 30
@@ -102,7 +93,7 @@ def test_products_of_a_run(published: stages.Run) -> None:
 
 
 def test_checksums_hold(published: stages.Run) -> None:
-    products = published.config.out / stages.PRODUCTS
+    products = published.config.out / output.PRODUCTS
     lines = (products / "SHA256SUMS").read_text().splitlines()
     every = {path.relative_to(products).as_posix() for path in products.rglob("*") if path.is_file()}
     assert {line.split("  ")[1] for line in lines} == every - {"SHA256SUMS"}
@@ -144,14 +135,14 @@ def test_a_zone_declared_8_hours_off_is_said_by_the_run_itself_and_stops_it(
     monkeypatch.setattr(harmonise, "to_cube", late(harmonise.to_cube, 8))
     with pytest.raises(ProductError, match=r"clock: expected .* run 8 h late"):
         run_stages(make_config(small_simulation, weights, tmp_path, end="2019-12-02"))
-    held = tmp_path / hold.FOLDER / "by-hand"
-    (alarm,) = json.loads((held / stages.REPORT).read_text())["alarms"]
+    held = tmp_path / output.HELD / "by-hand"
+    (alarm,) = json.loads((held / output.REPORT).read_text())["alarms"]
     assert "network 'cnemc': its daily cycles" in alarm
-    assert alarm in html.unescape((held / stages.QUALITY_REPORT).read_text())
+    assert alarm in html.unescape((held / output.QUALITY_REPORT).read_text())
     assert alarm in caplog.text  # type: ignore[attr-defined]
     with pytest.raises(ProductError, match="nothing is published"):
-        write.open_cube(tmp_path / stages.CUBE)
-    assert write.open_cube(tmp_path / stages.CUBE, "held-by-hand")["revision"].max() == 1
+        write.open_cube(tmp_path / output.CUBE)
+    assert write.open_cube(tmp_path / output.CUBE, "held-by-hand")["revision"].max() == 1
 
 
 def late(to_cube: Callable[..., xr.Dataset], hours: int) -> Callable[..., xr.Dataset]:
@@ -179,9 +170,9 @@ def test_a_candidate_that_fails_validation_is_not_published(
     monkeypatch.setattr(score, "HIGHEST", 1.0)
     with pytest.raises(ProductError, match="expected less than 1 ug m-3"):
         run_stages(make_config(small_simulation, weights, tmp_path, end="2019-12-01"))
-    assert not (tmp_path / stages.PRODUCTS).exists()
+    assert not (tmp_path / output.PRODUCTS).exists()
     with pytest.raises(ProductError, match="nothing is published"):
-        write.open_cube(tmp_path / stages.CUBE)
+        write.open_cube(tmp_path / output.CUBE)
 
 
 # ---- the flow ----

@@ -16,6 +16,7 @@ import xarray as xr
 from test_write import GRID, NEW_YEAR, make_block, run
 
 from benchmarks import gate as trials
+from pipeline import output
 from pipeline.contract import POLLUTANTS
 from pipeline.cube import metadata, revisions, write
 from pipeline.errors import ProductError
@@ -266,14 +267,14 @@ def test_a_held_run_is_kept_to_be_looked_at_and_can_be_accepted(network: trials.
     out = network.folder / "trial"
     with pytest.raises(ProductError, match=r"run trial-2019-12-03 is not published: weights: .*`aqnet history`"):
         network.judged(network.table, weights=weights)
-    cube, held = out / "cube.icechunk", out / hold.FOLDER / "trial-2019-12-03"
+    cube, held = out / "cube.icechunk", out / output.HELD / "trial-2019-12-03"
     papers = {"run.json", "lineage.json", "quality-control.html", "report.html"}
     assert {path.name for path in held.iterdir()} == papers | {"2019-12.png"}
     assert write.open_cube(cube).attrs["revision"] == "r1"
     files = hold.accept(out, cube, "trial-2019-12-03", "weights of the new year")
     assert write.open_cube(cube).attrs["revision"] == "r2"
     assert write.open_cube(cube).attrs["revision_reason"] == "weights of the new year"
-    assert not (out / hold.FOLDER).exists()
+    assert not (out / output.HELD).exists()
     with xr.open_dataset(files["netcdf 2019-12"]) as product:
         assert product.sizes["time"] == 72  # the whole month that the cube holds
     said = json.loads(files["report"].read_text())

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import cli, stages
+from pipeline import cli, output, stages
 from pipeline.config import RunConfig
 from pipeline.cube import write
 from pipeline.errors import ProductError
@@ -55,12 +55,12 @@ def test_a_correction_is_late_until_the_run_is_made_again(
     sites = ("--stations", small_simulation.stations, "--store", store)
     run = ("run", "--source", "store", "--input", store, "--start", "2019-12-01", "--end", "2019-12-01T06")
     run += ("--bbox", 110, 36, 113, 39, "--resolution", 0.5, "--weights", weights, "--out", out)
-    late = ("ledger", "--store", store, "--cube", out / stages.CUBE, "--json")
+    late = ("ledger", "--store", store, "--cube", out / output.CUBE, "--json")
     call(capfd, "ingest", "cnemc", "--input", small_simulation.archive, *sites)
     assert "Published: r1" in call(capfd, *run)
-    attrs = write.open_cube(out / stages.CUBE).attrs
+    attrs = write.open_cube(out / output.CUBE).attrs
     assert attrs[ledger.DIGEST_ATTR] == layout.load(store).digest
-    inputs = json.loads((out / stages.PRODUCTS / stages.LINEAGE).read_text())["inputs"]
+    inputs = json.loads((out / output.PRODUCTS / output.LINEAGE).read_text())["inputs"]
     assert {name.rsplit("-", 1)[0] for name in inputs} == {"cnemc-2019-11", "cnemc-2019-12"}
     assert json.loads(call(capfd, *late)) == []
     path, hour = corrected(small_simulation, tmp_path / "later")

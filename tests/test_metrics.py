@@ -19,7 +19,7 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 from test_write import NEW_YEAR, run
 
-from pipeline import cli, metrics
+from pipeline import cli, metrics, output
 from pipeline.errors import ConfigError, InputError, ProductError
 from pipeline.fetch.web import FetchError
 from pipeline.twin.simulate import Simulation
@@ -60,7 +60,7 @@ def no_file(monkeypatch: pytest.MonkeyPatch) -> None:
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What a run left: a cube of two days, and a report."""
     out = tmp_path_factory.mktemp("metrics") / "out"
-    run(out / metrics.CUBE, NEW_YEAR, NEW_YEAR + 40)
+    run(out / output.CUBE, NEW_YEAR, NEW_YEAR + 40)
     report = {
         "stages": [
             {"name": "analyse", "seconds": 2.0, "peak_mib": 100.0},
@@ -116,7 +116,7 @@ def test_lag_and_disk_are_of_the_moment_of_asking(out: Path) -> None:
         assert found["aqnet_analysis_lag_seconds", frozenset({("domain", "test")})] == hours * 3600
     assert 0 < value(out, "disk_free_bytes", domain="test") < value(out, "disk_size_bytes", domain="test")
     assert value(out, "held_candidates", domain="test") == 0
-    (out / metrics.HELD / "odd").mkdir(parents=True)
+    (out / output.HELD / "odd").mkdir(parents=True)
     assert value(out, "held_candidates", domain="test") == 1
 
 

@@ -19,7 +19,7 @@ from test_write import GRID, NEW_YEAR, make_block
 
 from model import checkpoint, outlook_infer
 from model.outlook_inputs import HISTORY, HORIZON
-from pipeline import analyse, config, harmonise, qc, sources, stages
+from pipeline import analyse, config, harmonise, output, qc, sources, stages
 from pipeline.config import RunConfig
 from pipeline.contract import FIELDS, QUALITY_BITS, STREAMS, check_cube
 from pipeline.cube import write
@@ -224,7 +224,7 @@ def test_weights_of_another_network_are_refused(settings: dict[str, object], wei
         stages.begin(ahead(settings | {"outlook_weights": weights}, tmp_path), "refused"),
     ):
         pass
-    assert not (tmp_path / stages.CUBE).exists()
+    assert not (tmp_path / output.CUBE).exists()
 
 
 def test_the_shipped_weights_are_the_default() -> None:
@@ -363,7 +363,7 @@ def test_a_run_without_an_outlook_is_as_before(
     cube = open_of(run)
     assert streams(cube) == [(0, 6), (-1, 18)]
     assert not [name for name in {**cube.attrs, **run.lineage, **cube.variables} if "outlook" in name]
-    assert not list((tmp_path / stages.PRODUCTS).glob("*outlook*"))
+    assert not list((tmp_path / output.PRODUCTS).glob("*outlook*"))
     assert [stage.name for stage in run.stages] == [
         *("ingest", "quality control", "analyse", "score", "validate", "publish", "report"),
     ]

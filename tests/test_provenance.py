@@ -10,14 +10,14 @@ from pathlib import Path
 
 import netCDF4
 import pytest
-from offer import add_run
-from offer import lineage as lineage_of
 
 import pipeline
-from pipeline import provenance
+from pipeline import output, provenance
 from pipeline.cube import write
 from pipeline.offer import publication
 from pipeline.products import export
+from tests.offer import add_run
+from tests.offer import lineage as lineage_of
 
 INPUTS = {"b.csv": "22", "a.csv": "11"}
 
@@ -129,13 +129,13 @@ def test_the_list_of_inputs_is_the_one_that_products_name_by_its_digest(out: Pat
     for run in ("run-1", "run-2"):
         kept = out / "products" / provenance.RUNS / run
         assert provenance.digest_file(kept / provenance.INPUTS) == lineage_of(run)["input_digest"]
-        assert json.loads((kept / provenance.LINEAGE).read_text())["flow_run_id"] == run
-        assert json.loads((kept / provenance.REPORT).read_text())["run_id"] == run
+        assert json.loads((kept / output.LINEAGE).read_text())["flow_run_id"] == run
+        assert json.loads((kept / output.REPORT).read_text())["run_id"] == run
 
 
 def test_runs_that_nothing_comes_from_any_more_are_forgotten(tmp_path: Path) -> None:
     for run in ("one", "two", "../three"):
-        provenance.write_lineage(tmp_path / provenance.LINEAGE, lineage_of(run), INPUTS)
+        provenance.write_lineage(tmp_path / output.LINEAGE, lineage_of(run), INPUTS)
         provenance.keep(tmp_path, {"one", run})
     assert [path.name for path in (tmp_path / provenance.RUNS).iterdir()] == ["one"]
     assert not (tmp_path.parent / "three").exists()
@@ -147,7 +147,7 @@ def test_the_list_of_inputs_checks_an_archive(tmp_path: Path) -> None:
     (tmp_path / "archive").mkdir()
     (tmp_path / "archive" / "a b.csv").write_text("1")
     inputs = {"a b.csv": provenance.digest_file(tmp_path / "archive" / "a b.csv")}
-    provenance.write_lineage(tmp_path / provenance.LINEAGE, provenance.lineage("c", inputs, "w", "run"), inputs)
+    provenance.write_lineage(tmp_path / output.LINEAGE, provenance.lineage("c", inputs, "w", "run"), inputs)
     provenance.keep(tmp_path, set())
     check = ["sha256sum", "--check", "--strict", tmp_path / provenance.RUNS / "run" / provenance.INPUTS]
     for expected in (0, 1):

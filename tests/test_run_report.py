@@ -24,7 +24,6 @@ from pipeline.pages import pairs, run_report, run_report_figures, run_summary
 from pipeline.pages.places import Place
 from pipeline.pages.run_summary import Fields, Series, Summary
 from pipeline.qc import pictures
-from pipeline.release import skill
 from pipeline.release.gate import Check
 from pipeline.twin.simulate import Simulation
 
@@ -77,21 +76,8 @@ def row(text: str, head: str) -> list[str]:
 
 
 def run_stages(config: RunConfig, run_id: str) -> tuple[stages.Run, list[pairs.Kept]]:
-    kept = []
-    with stages.begin(config, run_id) as run:
-        (month,) = config.months()
-        flagged = stages.quality_control(run, stages.ingest(run, month), month)
-        stages.analyse_month(run, flagged, month)
-        stages.score_month(run, flagged, month)
-        lead = int((month[0] - analyse.first_hour(month[0])) / np.timedelta64(1, "h"))
-        network = {"AQ-Net": analyse.estimator(run.network)}
-        stop = lead + int((month[1] - month[0]) / np.timedelta64(1, "h"))
-        found = skill.sample(analyse.observations(flagged), network, lead, stop, config.seed)
-        assert found is not None
-        kept.append(pairs.keep(found.predictions, found.truth, found.hours, found.nearest_km))
-        stages.validate(run)
-        stages.publish(run)
-    return run, kept
+    run = stages.make(config, run_id)
+    return run, run.kept
 
 
 @pytest.fixture(scope="module")

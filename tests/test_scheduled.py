@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from pipeline import cli, schedule, stages
+from pipeline import cli, output, schedule
 from pipeline.contract import STREAMS
 from pipeline.cube import write
 from pipeline.errors import ConfigError
@@ -113,12 +113,12 @@ def test_whatever_the_order_of_arrival_the_cube_is_that_of_one_run(
         found = hourly(settings, given, now, return_state=True)
         made.append(found.name if found.name == "NothingDue" else found.result())
     assert made == [["r1"], ["r2"], "NothingDue", ["r3"], "NothingDue", ["r4"]]
-    cube = write.open_cube(tmp_path / "out" / stages.CUBE)
+    cube = write.open_cube(tmp_path / "out" / output.CUBE)
     assert cube.attrs[schedule.MADE_TO["interim"]] == "6"
     ends = START + timedelta(hours=HOURS)
     code = cli.run_command(["run", str(settings), "--end", ends.isoformat(), "--out", str(tmp_path / "once"), "--json"])
     assert code == 0
-    assert_same_values(cube, write.open_cube(tmp_path / "once" / stages.CUBE))
+    assert_same_values(cube, write.open_cube(tmp_path / "once" / output.CUBE))
 
 
 def test_days_become_final_and_stay_so(
@@ -134,7 +134,7 @@ def test_days_become_final_and_stay_so(
     assert hourly(settings, None, now) == ["r1"]
     later = datetime(2019, 12, 5, tzinfo=UTC)
     assert daily(settings, None, later) == ["r2"]
-    path = tmp_path / "out" / stages.CUBE
+    path = tmp_path / "out" / output.CUBE
     stream = write.open_cube(path)["stream"].values
     assert (stream == STREAMS["final"]).sum() == 4  # 20 to 23 UTC of the first day
     ingest(store, "cnemc", network.publish(START + timedelta(days=3), "whole"), sites)
@@ -143,7 +143,7 @@ def test_days_become_final_and_stay_so(
     np.testing.assert_array_equal(write.open_cube(path)["stream"].values[20:26], [1, 1, 1, 1, 0, 0])
     once = ["run", str(settings), "--stream", "final", "--end", "2019-12-01", "--out", str(tmp_path / "once"), "--json"]
     assert cli.run_command(once) == 0
-    assert_same_values(write.open_cube(path).isel(time=slice(20, 24)), write.open_cube(tmp_path / "once" / stages.CUBE))
+    assert_same_values(write.open_cube(path).isel(time=slice(20, 24)), write.open_cube(tmp_path / "once" / output.CUBE))
 
 
 def test_a_schedule_needs_a_store(settings: Path, tmp_path: Path) -> None:

@@ -21,11 +21,11 @@ import numpy as np
 import pystac
 import pytest
 import uvicorn
-from offer import add_run
 
 from pipeline.cli import run_command
 from pipeline.errors import ConfigError
 from pipeline.offer import publication, serve
+from tests.offer import add_run
 
 
 @pytest.fixture(scope="module")

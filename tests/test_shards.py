@@ -31,16 +31,10 @@ def config(simulation: Simulation, weights: Path, out: Path) -> RunConfig:
     )
 
 
-def made(settings: RunConfig, workers: int | None) -> stages.Run:
-    """What the flow does, without Prefect."""
+def made(settings: RunConfig, workers: int) -> stages.Run:
+    """What the flow does with workers, without Prefect."""
     with stages.begin(settings, f"with-{workers}") as run:
-        if workers is None:
-            for month in settings.months():
-                flagged = stages.quality_control(run, stages.ingest(run, month), month)
-                stages.analyse_month(run, flagged, month)
-                stages.score_month(run, flagged, month)
-        else:
-            shards.make(run, workers)
+        shards.make(run, workers)
         stages.validate(run)
         stages.publish(run)
     return run
@@ -48,7 +42,7 @@ def made(settings: RunConfig, workers: int | None) -> stages.Run:
 
 @pytest.fixture(scope="module")
 def alone(small_simulation: Simulation, weights: Path, tmp_path_factory: pytest.TempPathFactory) -> stages.Run:
-    return made(config(small_simulation, weights, tmp_path_factory.mktemp("alone")), None)
+    return stages.make(config(small_simulation, weights, tmp_path_factory.mktemp("alone")), "alone")
 
 
 def assert_same(found: stages.Run, wanted: stages.Run) -> None:

@@ -31,13 +31,7 @@ def published(small_simulation: Simulation, weights: Path, tmp_path_factory: pyt
             weights=weights,
             out=out,
         )
-        with stages.begin(config, f"to-{end[-2:]}") as run:
-            (month,) = config.months()
-            flagged = stages.quality_control(run, stages.ingest(run, month), month)
-            stages.analyse_month(run, flagged, month)
-            stages.score_month(run, flagged, month)
-            stages.validate(run)
-            stages.publish(run)
+        stages.make(config, f"to-{end[-2:]}")
     return out
 
 

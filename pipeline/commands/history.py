@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from pipeline import output
 from pipeline.commands.arguments import PATH
 
 CUBE_HELP = "The cube that `aqnet run` published (OUT/cube.icechunk)."
@@ -49,9 +50,8 @@ def diff_command(before: str, after: str, cube: Path, picture: Path | None, as_j
 @click.option("--json", "as_json", is_flag=True, help="Print the files as JSON.")
 def accept_command(run_id: str, out: Path, reason: str, as_json: bool) -> None:
     """Publish a candidate that the release gate holds, after looking at it."""
-    from pipeline import stages
     from pipeline.release import hold
 
-    files = hold.accept(out, out / stages.CUBE, run_id, reason)
+    files = hold.accept(out, out / output.CUBE, run_id, reason)
     named = {name: str(path) for name, path in files.items()}
     click.echo(json.dumps(named, indent=2) if as_json else "\n".join(f"  {n:15} {p}" for n, p in named.items()))

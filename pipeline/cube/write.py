@@ -9,6 +9,7 @@ docs/adr/0002-icechunk-cube.md and docs/adr/0019-release-gate.md.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -38,6 +39,13 @@ KEEP_BITS = 9
 #: Newest revisions that the attribute ``history`` names: in ten years of hours there are 90,000.
 HISTORY_LINES = 100
 _EARLIER = "earlier revisions: aqnet history"
+
+#: One of its lines, as a revision adds it.
+HISTORY_LINE = re.compile(
+    r"^(?P<when>\S+) aqnet run (?P<run>\S+): hours (?P<first>\S+) to (?P<end>[^\s,]+)"
+    r"(?:, outlook to (?P<outlook>[^\s,]+))?, revision (?P<revision>r\d+)",
+    re.MULTILINE,
+)
 
 
 def bitround(values: NDArray[np.float32], keepbits: int = KEEP_BITS) -> NDArray[np.float32]:

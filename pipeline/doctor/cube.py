@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline import output
 from pipeline.doctor.check import Check, Subject, failure, ok, warning
 from pipeline.doctor.environment import can_write
 from pipeline.doctor.locks import describe, holder
@@ -15,7 +16,6 @@ from pipeline.doctor.locks import describe, holder
 if TYPE_CHECKING:
     import icechunk
 
-NAME, PRODUCTS = "cube.icechunk", "products"
 #: Bytes of a cell and hour on the disk, cube and NetCDF together, at most: 10 to 30 were measured, the more the smaller
 #: the grid. An interim hour is written once more as final, and a candidate stands beside what is published.
 CELL_HOUR, TIMES, MONTH = 30, 2, 744
@@ -68,7 +68,7 @@ def _size(count: float) -> str:
 
 def published(subject: Subject) -> Iterator[Check]:
     """Open what readers see, read its last hour, and compare the tags of its revisions with it."""
-    path = subject.out / NAME
+    path = subject.out / output.CUBE
     if not path.exists():
         yield ok("cube", f"none at {path} yet; the first run begins it")
         return
@@ -112,7 +112,7 @@ def _tags(repo: icechunk.Repository) -> Iterator[Check]:
 
 def lock(subject: Subject) -> Iterator[Check]:
     """Say who is writing the cube."""
-    held = holder(subject.out / NAME)
+    held = holder(subject.out / output.CUBE)
     if held is None:
         yield ok("lock", "no run of this machine is writing the cube")
     else:
@@ -123,7 +123,7 @@ def leftovers(subject: Subject) -> Iterator[Check]:
     """Look for candidates that wait for a person, and for what killed runs left."""
     from pipeline.cube import repository
 
-    path = subject.out / NAME
+    path = subject.out / output.CUBE
     if not path.exists():
         return
     try:
@@ -139,7 +139,7 @@ def leftovers(subject: Subject) -> Iterator[Check]:
         )
         yield warning("held candidate", f"{held[0]}: the release gate stopped it, nothing newer is published", advice)
     stale = [name for name in branches if name.startswith(repository.CANDIDATE)]
-    parts = [p.name for folder in (subject.out, subject.out / PRODUCTS) for p in folder.glob(".*.part")]
+    parts = [p.name for folder in (subject.out, subject.out / output.PRODUCTS) for p in folder.glob(".*.part")]
     if (stale or parts) and holder(path) is None:
         found = f"of killed runs: {', '.join([*stale, *parts][:3])}"
         yield warning("leftovers", found, "nothing to do: the next run removes them")

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from pipeline import output
 from pipeline.doctor.check import Check, Subject, failure, ok, warning
 
 #: Memory that a run needs where none has run here yet, MiB: a month of a national grid (docs/reference/benchmarks.md).
@@ -70,7 +71,7 @@ def _free_mib() -> float:
 
 def _needed_mib(subject: Subject) -> tuple[float, str]:
     try:
-        stages = json.loads((subject.out / "products" / "run.json").read_text())["stages"]
+        stages = json.loads((subject.out / output.PRODUCTS / output.REPORT).read_text())["stages"]
         return max(stage["peak_mib"] for stage in stages), "the last run took"
     except (OSError, ValueError, KeyError):
         return NEEDED_MIB, "a run of a national grid takes"
@@ -95,7 +96,7 @@ def clock(subject: Subject) -> Iterator[Check]:
 
 def _newest(subject: Subject) -> tuple[Path, datetime] | None:
     """Return the newest of the package's, the input's and the products' files, and its time."""
-    folders = [Path(__file__).parents[1], subject.out, subject.out / "products"]
+    folders = [Path(__file__).parents[1], subject.out, subject.out / output.PRODUCTS]
     if subject.config is not None:
         folders.append(subject.config.input)
     found = [(path.stat().st_mtime, path) for folder in folders for path in _some(folder)]

@@ -18,7 +18,7 @@ from pystac.extensions.scientific import ScientificExtension
 from pystac.extensions.version import ItemVersionExtension, VersionRelType
 from pystac.layout import CustomLayoutStrategy
 
-from pipeline import provenance
+from pipeline import output, provenance
 from pipeline.offer import footprint
 from pipeline.offer.editions import Edition, domains, editions, homepage, is_simulated, newest, title_of
 from pipeline.offer.inventory import File, Inventory, Product, Revision
@@ -105,7 +105,7 @@ def _add_common_assets(collection: pystac.Collection, inventory: Inventory) -> N
     if inventory.cube:
         collection.add_asset("cube", _cube_asset(inventory, inventory.cube.revisions[-1], _UP))
     for key, name, title, kind in (
-        ("checksums", "SHA256SUMS", "SHA-256 of every file", "text/plain"),
+        ("checksums", output.SUMS, "SHA-256 of every file", "text/plain"),
         ("ro-crate", "ro-crate-metadata.json", "provenance as RO-Crate", "application/ld+json"),
     ):
         collection.add_asset(key, pystac.Asset(f"{_UP}{name}", title, media_type=kind, roles=["metadata"]))

@@ -17,12 +17,12 @@ from urllib.parse import quote
 from rocrate.model import ContextEntity
 from rocrate.rocrate import ROCrate
 
-from pipeline import provenance
+from pipeline import output, provenance
 from pipeline.atomic import replacing
 from pipeline.offer.editions import homepage, newest, title_of
 from pipeline.offer.inventory import File, Inventory, Product
 
-NAME, SUMS = "ro-crate-metadata.json", "SHA256SUMS"
+NAME = "ro-crate-metadata.json"
 
 PROFILE = "https://w3id.org/ro/wfrun/process/0.5"
 
@@ -52,7 +52,7 @@ def write(inventory: Inventory, citation: str) -> Path:
     crate = ROCrate(version="1.1")
     crate.metadata.extra_terms.update(_TERMS)
     for name, file in inventory.files.items():
-        if name not in (NAME, SUMS):
+        if name not in (NAME, output.SUMS):
             crate.add_file(dest_path=quote(name), properties=_file(file, inventory))
     cube = _cube(crate, inventory)
     _describe(crate, inventory, citation)

@@ -12,7 +12,7 @@ from urllib.parse import quote
 import numpy as np
 from pyproj import CRS
 
-from pipeline import provenance
+from pipeline import output, provenance
 from pipeline.atomic import replacing
 from pipeline.offer import catalog, crate
 from pipeline.offer.editions import Edition, domains, editions, is_simulated, newest, title_of
@@ -23,17 +23,17 @@ NAME = catalog.PAGE
 
 #: Files of the folder that people may want beside the products, and what they are.
 _BESIDE = {
-    "report.html": "report of the last run",
-    "quality-control.html": "quality control of the observations of the last run",
-    provenance.LINEAGE: "digests of every input of the last run",
-    provenance.REPORT: "the last run: configuration, stages, scores",
+    output.RUN_REPORT: "report of the last run",
+    output.QUALITY_REPORT: "quality control of the observations of the last run",
+    output.LINEAGE: "digests of every input of the last run",
+    output.REPORT: "the last run: configuration, stages, scores",
     catalog.ROOT: "STAC catalogue, for programs",
     crate.NAME: "provenance as RO-Crate, for programs",
-    crate.SUMS: "SHA-256 of every file, for sha256sum --check",
+    output.SUMS: "SHA-256 of every file, for sha256sum --check",
 }
 
 #: Those that are written with the page or after it.
-_ALWAYS = (catalog.ROOT, crate.NAME, crate.SUMS)
+_ALWAYS = (catalog.ROOT, crate.NAME, output.SUMS)
 
 _LICENCES = {"https://creativecommons.org/licenses/by/4.0/": "CC BY 4.0"}
 

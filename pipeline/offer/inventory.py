@@ -13,6 +13,7 @@ import netCDF4
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline import output
 from pipeline.cube import write
 from pipeline.errors import ProductError
 from pipeline.provenance import digest_file
@@ -22,13 +23,6 @@ from pipeline.tracing import runs
 NAME = re.compile(
     r"pm25_(?P<domain>[A-Za-z0-9-]+)_aqnet_(?P<stream>[a-z]+)_v(?P<version>[0-9.]+)"
     r"_(?P<frequency>[a-z]+(?:-utc[+-]\d\d)?)_(?P<first>\d{8})-(?P<last>\d{8})\.nc"
-)
-
-#: A line of the global attribute ``history``, as `write` adds one a revision; an outlook goes beyond the end.
-_HISTORY = re.compile(
-    r"^(?P<when>\S+) aqnet run (?P<run>\S+): hours (?P<first>\S+) to (?P<end>[^\s,]+)"
-    r"(?:, outlook to (?P<outlook>[^\s,]+))?, revision (?P<revision>r\d+)",
-    re.MULTILINE,
 )
 
 
@@ -179,7 +173,7 @@ def known(folder: Path) -> dict[str, Known]:
     A file that nobody replaced keeps the digest that it was published with: old files are not read every hour, and one
     that rotted on the disk does not get the digest of what it became.
     """
-    sums = folder / "SHA256SUMS"
+    sums = folder / output.SUMS
     if not sums.is_file():
         return {}
     written, told = sums.stat().st_mtime_ns, {}
@@ -279,7 +273,7 @@ def read_cube(path: Path) -> Cube | None:
         attrs, tags = write.open_cube(path).attrs, {entry["revision"]: entry for entry in write.history(path)}
     except ProductError:
         return None
-    said = {line["revision"]: line for line in _HISTORY.finditer(str(attrs.get("history", "")))}
+    said = {line["revision"]: line for line in write.HISTORY_LINE.finditer(str(attrs.get("history", "")))}
     return Cube(path, attrs, tuple(_revision(tag, entry, said.get(tag)) for tag, entry in tags.items()))
 
 

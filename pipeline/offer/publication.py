@@ -13,7 +13,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from pipeline import atomic, provenance
+from pipeline import atomic, output, provenance
 from pipeline.errors import ConfigError
 from pipeline.offer import catalog, crate, download_page, inventory
 from pipeline.offer.editions import domains, newest, title_of
@@ -22,18 +22,15 @@ from pipeline.offer.staging import staged
 
 logger = logging.getLogger("aqnet")
 
-#: Names in the output folder, as in `pipeline.stages`.
-CUBE, PRODUCTS = "cube.icechunk", "products"
-
 #: What `complete` makes anew each time, catalogue first.
-MADE = (catalog.ROOT, catalog.FOLDER, download_page.NAME, crate.NAME, crate.SUMS)
+MADE = (catalog.ROOT, catalog.FOLDER, download_page.NAME, crate.NAME, output.SUMS)
 
 #: Where people, programs, auditors and `sha256sum` begin.
 _ENTRANCES = {
     "page": download_page.NAME,
     "catalogue": catalog.ROOT,
     "provenance": crate.NAME,
-    "checksums": crate.SUMS,
+    "checksums": output.SUMS,
 }
 
 #: Width of the small form of a map, pixels.
@@ -60,16 +57,18 @@ def publish(out: Path) -> Path:
     ProductError
         When no product is in it, or one cannot be read; then all stays as it was.
     """
-    folder = out / PRODUCTS
+    folder = out / output.PRODUCTS
     if not folder.is_dir():
-        raise ConfigError(f"{out}: expected the output folder of `aqnet run`; found no folder '{PRODUCTS}' in it")
+        raise ConfigError(
+            f"{out}: expected the output folder of `aqnet run`; found no folder '{output.PRODUCTS}' in it"
+        )
     with offering(out):
         pass
     return folder
 
 
 @contextmanager
-def offering(out: Path) -> Iterator[Path]:
+def offering(out: Path, trusted: bool = False) -> Iterator[Path]:
     """Give a hidden copy of the products to put files into; they are offered, all of them at once, when the block ends.
 
     What is there already is shared by hard links: replace it (`pipeline.atomic.replacing`), never write into it.
@@ -77,19 +76,16 @@ def offering(out: Path) -> Iterator[Path]:
     Parameters
     ----------
     out : output folder of a run; its ``products`` need not exist yet.
+    trusted : nobody but runs touched the products, so those that are older than their checksums are not digested again.
     """
-    with staged(out / PRODUCTS) as products:
+    with staged(out / output.PRODUCTS) as products:
         yield products
-        complete(products, out / CUBE)
+        complete(products, out / output.CUBE, inventory.known(products) if trusted else None)
 
 
-def in_place(files: Mapping[str, Path], products: Path) -> dict[str, Path]:
-    """Give each path in the copy that `offering` gave as readers will find it; other paths as they are."""
-    place = products.with_name(PRODUCTS)
-    return {
-        name: place / path.relative_to(products) if path.is_relative_to(products) else path
-        for name, path in files.items()
-    }
+def in_place(files: Mapping[str, Path], copy: Path, products: Path) -> dict[str, Path]:
+    """Give each path in the copy that `offering` gave as readers will find it in `products`."""
+    return {name: products / path.relative_to(copy) for name, path in files.items()}
 
 
 def entrances(products: Path) -> dict[str, Path]:
@@ -172,5 +168,5 @@ def _draw_small(large: Path, small: Path) -> None:
 def _write_sums(found: Inventory) -> None:
     """``SHA256SUMS`` of every file, those in folders too, as ``sha256sum --check`` reads it."""
     digests = {name: file.sha256 for name, file in found.files.items()}
-    with atomic.replacing(found.folder / crate.SUMS) as part:
+    with atomic.replacing(found.folder / output.SUMS) as part:
         part.write_text("".join(f"{digest}  {name}\n" for name, digest in sorted(digests.items())))

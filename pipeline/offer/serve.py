@@ -23,7 +23,7 @@ from starlette.staticfiles import StaticFiles
 
 from pipeline import metrics
 from pipeline.errors import ConfigError
-from pipeline.offer.publication import CUBE, PRODUCTS
+from pipeline.output import CUBE, PRODUCTS
 
 logger = logging.getLogger("aqnet")
 

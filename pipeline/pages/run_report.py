@@ -137,10 +137,6 @@ def _maps(summary: Summary) -> list[Content]:
     ]
 
 
-def _map_alt(title: str, values: Float, mean: float) -> str:
-    return f"Map. {title}: {_range(values)}; mean over the land {mean:.0f} {UNIT}."
-
-
 def _range(values: Float) -> str:
     known = values[np.isfinite(values)]
     return f"cells from {known.min():.0f} to {known.max():.0f} {UNIT}" if known.size else "no cell has an estimate"

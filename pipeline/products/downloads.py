@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +13,13 @@ import xarray as xr
 
 from pipeline.config import Month, RunConfig, calendar_months, naive, utc_hour
 from pipeline.contract import HOUR, STREAMS
+from pipeline.errors import ProductError
 from pipeline.offer.inventory import NAME
 from pipeline.pages import maps
 from pipeline.products import aggregate, export, outlook_fields
 from pipeline.products.export import Cut
 
-#: Folder of the products in a run's output folder.
-PRODUCTS = "products"
+log = logging.getLogger("aqnet")
 
 
 @dataclass(frozen=True)
@@ -70,25 +71,33 @@ def cut(part: Part, cube: xr.Dataset, folder: Path, observed: Sequence[xr.DataAr
         held = cube.sel(time=slice(month.astype("M8[h]"), (month + 1).astype("M8[h]") - HOUR))
         for stream in (part.stream, *(other for other in ("interim", "final") if other != part.stream)):
             made = _cut_month(part, held, stream, folder, dots.get(month))
-            files |= {name if stream == part.stream else f"{stream} {name}": path for name, path in made.items()}
             _remove_others(part, stream, str(month), folder, set(made.values()))
-            if _whole(held, month, stream):
-                files[f"monthly {month.astype('M8[Y]')}"] = _cut_year(part, cube, stream, month, folder)
+            if month < (over := _months_over(cube)):
+                made |= _cut_year(part, cube, stream, (month.astype("M8[Y]"), over), folder)
+            files |= {name if stream == part.stream else f"{stream} {name}": path for name, path in made.items()}
     return files | (_cut_outlook(part, cube, folder) if part.ahead else {})
 
 
-def _whole(cube: xr.Dataset, month: np.datetime64, stream: str) -> bool:
-    """Whether a part of the cube has every hour of a month in a stream."""
-    hours = ((month + 1).astype("M8[h]") - month.astype("M8[h]")).astype(int)
-    return bool((cube["stream"].values == STREAMS[stream]).sum() == hours)
+def _months_over(cube: xr.Dataset) -> np.datetime64:
+    """Month that the analysed hours of a cube have not reached the end of; those before it are over."""
+    analysed = np.isin(cube["stream"].values, [STREAMS["interim"], STREAMS["final"]])
+    return (cube["time"].values[analysed].max() + HOUR).astype("M8[M]")
 
 
-def _cut_year(part: Part, cube: xr.Dataset, stream: str, month: np.datetime64, folder: Path) -> Path:
-    """NetCDF of the monthly means of a year, up to a month that is whole."""
-    start, end = month.astype("M8[Y]").astype("M8[h]"), (month + 1).astype("M8[h]")
-    (path,) = export.export_files(cube, folder, Cut(stream, "monthly", start, end), "netcdf", part.domain, part.version)
-    _remove_others(part, stream, str(start.astype("M8[Y]")), folder, {path}, ("monthly",))
-    return path
+def _cut_year(
+    part: Part, cube: xr.Dataset, stream: str, period: tuple[np.datetime64, np.datetime64], folder: Path
+) -> dict[str, Path]:
+    """NetCDF of the monthly means of a year, before the month that is not over; none where no month has days enough."""
+    year, over = period
+    start, end = year.astype("M8[h]"), min((year + 1).astype("M8[h]"), over.astype("M8[h]"))
+    made: dict[str, Path] = {}
+    try:
+        named = "netcdf", part.domain, part.version
+        (made[f"monthly {year}"],) = export.export_files(cube, folder, Cut(stream, "monthly", start, end), *named)
+    except ProductError as reason:
+        log.info("no monthly means of the %s stream: %s", stream, reason)
+    _remove_others(part, stream, str(year), folder, set(made.values()), ("monthly",))
+    return made
 
 
 def _cut_month(

@@ -32,7 +32,6 @@ __all__ = [
     "Cut",
     "check_table_name",
     "export_files",
-    "export_means",
     "export_netcdf",
     "export_zarr",
     "pieces",
@@ -269,26 +268,6 @@ def export_netcdf(
 ) -> list[Path]:
     """Write one NetCDF-4 file a calendar month of the hours that ``stream`` produced; see `export_files`."""
     return export_files(cube, out_dir, Cut(stream, "hourly", start, end, bbox), "netcdf", domain, version)
-
-
-def export_means(
-    cube: xr.Dataset, out_dir: str | Path, domain: str, stream: str, version: str, *, start: object, end: object
-) -> dict[str, Path]:
-    """Write NetCDF of the daily and monthly means of all UTC days and months that [start, end) touches.
-
-    Returns
-    -------
-    ``daily <month>`` and ``monthly <year>`` -> file; only what has hours and days enough.
-    """
-    files: dict[str, Path] = {}
-    for frequency, digits in (("daily", 6), ("monthly", 4)):
-        try:
-            found = export_files(cube, out_dir, Cut(stream, frequency, start, end), "netcdf", domain, version)
-        except ProductError as reason:
-            log.info("no %s means: %s", frequency, reason)
-            continue
-        files |= {f"{frequency} {path.stem.split('_')[-1][:digits]}": path for path in found}
-    return files
 
 
 def export_zarr(

@@ -12,24 +12,26 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipeline import atomic
+from pipeline import atomic, output
 from pipeline.cube import write
 from pipeline.cube.repository import HELD
 from pipeline.cube.revisions import Revision, history
 from pipeline.errors import ProductError
-from pipeline.offer import inventory, publication, staging
+from pipeline.offer import publication
 from pipeline.products import downloads
 
-FOLDER, REPORT = "held", "run.json"
-
 #: Papers of a run that become products when it is accepted.
-_PAPERS = {"quality-control.html": "quality control", "report.html": "run report", "lineage.json": "lineage"}
+_PAPERS = {
+    output.QUALITY_REPORT: "quality control",
+    output.RUN_REPORT: "run report",
+    output.LINEAGE: "lineage",
+}
 
 
 @contextmanager
 def folder(out: Path, run_id: str) -> Iterator[Path]:
     """Give a folder for a held run's papers; it appears whole, in place of any held before."""
-    target = out / FOLDER / run_id
+    target = out / output.HELD / run_id
     target.parent.mkdir(parents=True, exist_ok=True)
     with atomic.replacing(target) as part:
         part.mkdir()
@@ -41,7 +43,7 @@ def folder(out: Path, run_id: str) -> Iterator[Path]:
 
 def clear(out: Path) -> None:
     """Remove the papers of held runs, which a publication has overtaken."""
-    atomic.remove(out / FOLDER)
+    atomic.remove(out / output.HELD)
 
 
 def accept(out: Path, cube: Path, run_id: str, reason: str) -> dict[str, Path]:
@@ -63,13 +65,12 @@ def accept(out: Path, cube: Path, run_id: str, reason: str) -> dict[str, Path]:
         raise ProductError(f"{cube}: run {run_id} cannot be accepted: {final[0]}")
     revision = write.accept(cube, run_id, reason)
     part = downloads.Part.recorded(found.config, found.hours["last"] != found.hours["end"])
-    products, papers = out / downloads.PRODUCTS, out / FOLDER / run_id
-    with staging.staged(products) as folder:
+    products, papers = out / output.PRODUCTS, out / output.HELD / run_id
+    with publication.offering(out, trusted=True) as folder:
         made = downloads.cut(part, write.open_cube(cube), folder) | _papers(papers, folder)
-        files = {"cube": cube} | {name: products / path.relative_to(folder) for name, path in made.items()}
-        files |= {"report": products / REPORT} | publication.entrances(products)
-        _report(papers / REPORT, folder / REPORT, revision, reason, files)
-        publication.complete(folder, cube, inventory.known(folder))
+        files = {"cube": cube} | publication.in_place(made, folder, products)
+        files |= {"report": products / output.REPORT} | publication.entrances(products)
+        _report(papers / output.REPORT, folder / output.REPORT, revision, reason, files)
     clear(out)
     return files
 

@@ -8,7 +8,6 @@ the cube tell it, as far as they are of the same run.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC
@@ -19,6 +18,7 @@ import numpy as np
 import pandas as pd
 from pydantic import ValidationError
 
+from pipeline import output
 from pipeline.config import RunConfig, naive
 from pipeline.contract import HOUR
 from pipeline.cube import write
@@ -26,14 +26,6 @@ from pipeline.errors import ConfigError, ProductError
 
 #: Name under which the metadata of a commit holds what made it.
 KEY = "aqnet_run"
-
-#: Files beside the cube with the last run's configuration and inputs.
-PRODUCTS, REPORT, LINEAGE = "products", "run.json", "lineage.json"
-
-#: A line of a cube's `history`.
-_LINE = re.compile(
-    r"aqnet run (?P<run>\S+): hours (?P<start>\S+) to (?P<end>[^\s,]+)(?:, outlook to (?P<last>[^\s,]+))?"
-)
 
 #: Fields of a run that `aqnet trace` takes other values for: where things lie now.
 OVERRIDES = ("source", "input", "stations", "weights", "outlook_weights")
@@ -111,11 +103,11 @@ def _hours(config: Mapping[str, Any]) -> tuple[np.datetime64, np.datetime64, np.
 
 def _said(attrs: Mapping[str, Any]) -> tuple[np.datetime64, np.datetime64, np.datetime64]:
     """As `_hours`, from the newest line of the history; no hours where it has none."""
-    line = _LINE.search(str(attrs.get("history", "")).partition("\n")[0])
+    line = write.HISTORY_LINE.search(str(attrs.get("history", "")).partition("\n")[0])
     if line is None:
         return (np.datetime64("1970-01-01", "h"),) * 3
-    start, end = np.datetime64(line["start"], "h"), np.datetime64(line["end"], "h")
-    return start, end, np.datetime64(line["last"] or line["end"], "h")
+    start, end = np.datetime64(line["first"], "h"), np.datetime64(line["end"], "h")
+    return start, end, np.datetime64(line["outlook"] or line["end"], "h")
 
 
 def _made(cube: Path, tag: str, attrs: Mapping[str, Any], kept: Mapping[str, Any] | None, ahead: bool) -> Made:
@@ -133,7 +125,7 @@ def _made(cube: Path, tag: str, attrs: Mapping[str, Any], kept: Mapping[str, Any
 
 def _beside(cube: Path, run_id: str) -> dict[str, Any]:
     """Configuration and inputs from the files beside the cube, where they are of this run."""
-    report, lineage = (_json(cube.parent / PRODUCTS / name) for name in (REPORT, LINEAGE))
+    report, lineage = (_json(cube.parent / output.PRODUCTS / name) for name in (output.REPORT, output.LINEAGE))
     found: dict[str, Any] = {}
     if report.get("run_id") == run_id:
         found["config"] = report["config"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -57,7 +57,7 @@ def fields(frequency: str) -> tuple[FieldSpec, ...]:
         _count("valid_hours", "hours whose estimates the mean is of"),
         _mean(hourly["nearest_observation_distance"], "nearest_observation_distance", None, step),
         _flags(hourly["quality_flag"]),
-        hourly["stream"],
+        _stream(hourly["stream"], {"daily": "day", "monthly": "month"}[frequency]),
         FieldSpec("observation_count", False, "int32", _OBSERVED),
     )
 
@@ -84,6 +84,10 @@ def _flags(hourly: FieldSpec) -> FieldSpec:
     masks = np.array([*QUALITY_BITS.values(), INCOMPLETE], "uint8")
     meanings = " ".join([*QUALITY_BITS, "incomplete"])
     return FieldSpec("quality_flag", True, "uint8", {**hourly.attrs, "flag_masks": masks, "flag_meanings": meanings})
+
+
+def _stream(hourly: FieldSpec, period: str) -> FieldSpec:
+    return replace(hourly, attrs=hourly.attrs | {"long_name": f"production stream of the {period}"})
 
 
 # ---- days ----

@@ -22,7 +22,7 @@ from benchmarks.trace import Kind
 from model import infer
 from model.trace import take_apart
 from model.windows import LEVELS
-from pipeline import analyse, cli, output
+from pipeline import analyse, cli, output, stages
 from pipeline.config import RunConfig
 from pipeline.contract import HOUR
 from pipeline.cube import write
@@ -71,7 +71,7 @@ def raw(small_simulation: Simulation) -> dict[str, Any]:
 def make(out: Path, read: dict[str, Any], run_id: str, **more: Any) -> Path:
     """Run over a day in 2 by 2 degrees; return the cube."""
     fields = {"bbox": (110.5, 36.5, 112.5, 38.5), "resolution": 0.25, "start": "2019-12-01", "end": "2019-12-02"}
-    checks.run(RunConfig(**fields | {"out": out} | read | more), run_id)
+    stages.make(RunConfig(**fields | {"out": out} | read | more), run_id)
     return out / output.CUBE
 
 

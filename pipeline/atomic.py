@@ -63,7 +63,7 @@ def lock(path: Path, busy: Exception) -> IO[str]:
     The lock is the file ``.<name>.lock`` beside it; the kernel drops it with the process.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    file = (path.parent / f".{path.name}.lock").open("w")
+    file = (path.parent / f".{path.name}.lock").open("a+")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:

@@ -32,6 +32,7 @@ from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from pipeline.errors import ConfigError
+from pipeline.location import located
 
 if TYPE_CHECKING:  # pandas and xarray would make `aqnet --help` slow
     from pipeline.grid import Grid
@@ -150,6 +151,8 @@ class RunConfig(BaseSettings):
     resolution : cell size in units of `crs` (degrees for EPSG:4326).
     crs : coordinate reference system of the grid.
     out : folder the products go to.
+    store : ``s3://bucket/prefix`` of the cube; None keeps it in `out`. Endpoint and credentials are those of the
+        environment, ``AWS_*``.
     domain, version : name and version of the product, in file names.
     title : title of the product; None takes the general one.
     attributes : global attributes of the product that say who stands for it (``creator_email``, ``publisher_name``
@@ -176,6 +179,7 @@ class RunConfig(BaseSettings):
     resolution: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.1
     crs: str = "EPSG:4326"
     out: Path = DEFAULT_OUT
+    store: Annotated[str | None, Field(exclude_if=operator.not_)] = None
     domain: Annotated[str, Field(pattern=r"^[A-Za-z0-9-]+$")] = "region"
     version: Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)*$")] = Field(
         default_factory=lambda: distribution_version("aqnet-reanalysis")
@@ -203,6 +207,14 @@ class RunConfig(BaseSettings):
         if value is not None and not value.exists():
             raise ValueError(f"expected a file or folder that exists; found nothing at {value}")
         return value
+
+    @field_validator("store", mode="before")
+    @classmethod
+    def _in_a_bucket(cls, value: object) -> str | None:
+        place = located(str(value)) if value else None
+        if isinstance(place, Path):
+            raise ValueError("expected s3://bucket/prefix; found no such address (a folder goes to `out`)")
+        return str(place) if place else None
 
     @model_validator(mode="after")
     def _ordered_time(self) -> RunConfig:
@@ -250,7 +262,7 @@ class RunConfig(BaseSettings):
         Of `input`, weights and covariates only the names count: `pipeline.provenance.lineage` digests what they hold.
         Without covariates, and without an outlook, it is what it was before there were any.
         """
-        values = self.model_dump(mode="json", exclude={"out", "covariates", "outlook_weights", "attributes"})
+        values = self.model_dump(mode="json", exclude={"out", "store", "covariates", "outlook_weights", "attributes"})
         if self.covariates:
             values["covariates"] = [c.model_dump(mode="json") | {"path": c.path.name} for c in self.covariates]
         files = ("input", "weights", "stations", *(("outlook_weights",) if self.outlook_hours else ()))

@@ -30,6 +30,7 @@ from prometheus_client.registry import Collector
 
 from pipeline import atomic, output
 from pipeline.errors import ConfigError, InputError, ProductError
+from pipeline.location import Location
 
 if TYPE_CHECKING:
     from pipeline.config import RunConfig
@@ -124,7 +125,7 @@ def _succeeded(kept: Samples, run: Mapping[str, str], began: float, out: Path) -
         _put(kept, name, now, **run)
     _drop(kept, run, {"stage", "pollutant", "method"})
     _put(kept, "aqnet_run_seconds", now - began, **run)
-    for name, value, labels in [*_of_report(out / REPORT), *_of_cube(out / output.CUBE)]:
+    for name, value, labels in [*_of_report(out / REPORT), *_of_cube(output.cube(out))]:
         given = run if "stream" in _KNOWN[name].labels else {"domain": run["domain"]}
         _put(kept, name, value, **given, **labels)
 
@@ -191,7 +192,7 @@ def _of_scores(rows: list[dict[str, Any]]) -> Iterator[Found]:
                 yield f"aqnet_withheld_{name}", mean, {"method": method}
 
 
-def _of_cube(path: Path) -> Iterator[Found]:
+def _of_cube(path: Location) -> Iterator[Found]:
     """Figures of what readers see."""
     import numpy as np
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from pipeline.location import uri
 from pipeline.pages import quality_report
 from pipeline.release import gate
 from pipeline.score import markdown, records
@@ -41,7 +42,7 @@ def as_dict(run: Run) -> dict[str, Any]:
 def as_markdown(run: Run) -> str:
     """Stages, quality control, validation and files, each under its heading."""
     found = pd.DataFrame([asdict(run.validation)] if run.validation else [])
-    files = "".join(f"- {name}: [{path.name}]({path.resolve().as_uri()})\n" for name, path in run.files.items())
+    files = "".join(f"- {name}: [{path.name}]({uri(path)})\n" for name, path in run.files.items())
     start, end = run.hours
     parts = {
         f"Reanalysis {start} to {end} UTC": f"Revision {run.revision or 'unchanged'}, run {run.run_id}\n",

@@ -24,9 +24,10 @@ from pipeline import analyse, covariates, harmonise, logs, memory, output, prove
 from pipeline.atomic import replacing
 from pipeline.config import Month, RunConfig, naive
 from pipeline.contract import HOUR
-from pipeline.cube import metadata, repository, revisions, write
+from pipeline.cube import metadata, repository, revisions, store, write
 from pipeline.errors import ProductError
 from pipeline.grid import Grid
+from pipeline.location import Location
 from pipeline.offer import publication
 from pipeline.pages import maps, pairs, quality_report, run_report, run_summary
 from pipeline.products import downloads, outlook_fields
@@ -81,7 +82,7 @@ class Run:
     checks: list[gate.Check] = field(default_factory=list)
     revision: str | None = None
     published: bool = False
-    files: dict[str, Path] = field(default_factory=dict)
+    files: dict[str, Location] = field(default_factory=dict)
 
     @property
     def hours(self) -> tuple[np.datetime64, np.datetime64]:
@@ -122,6 +123,8 @@ def begin(
     ConfigError, InputError, ProductError
         Before any work, when weights, input or cube do not allow this run.
     """
+    cube = output.cube(config.out, config.store)
+    store.exists(cube)  # a bucket that refuses is found out before any work
     grid, network = config.grid(), analyse.load(config.weights)
     outlook = analyse.load_outlook(config.outlook_weights) if config.outlook_hours else None
     start, end = naive(config.start), naive(config.end)
@@ -132,7 +135,8 @@ def begin(
     title = {"title": config.title} if config.title else {}
     attrs = lineage | sources.find(config.source).state(config.input) | title | covariates.describe(config.covariates)
     attrs |= {**config.attributes, **(notes or {})}
-    with write.begin(config.out / output.CUBE, grid, start, end, attrs, config.outlook_hours) as candidate:
+    with write.begin(cube, grid, start, end, attrs, config.outlook_hours, config.out / output.CUBE) as candidate:
+        output.keep_location(config.out, cube)
         yield Run(config, run_id, grid, network, inputs, lineage, candidate, known, outlook, reason)
 
 

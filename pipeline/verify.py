@@ -18,6 +18,7 @@ from pipeline.contract import check_cube
 from pipeline.cube import repository, write
 from pipeline.cube.layout import FILL
 from pipeline.errors import ProductError
+from pipeline.location import Location
 from pipeline.offer import inventory
 from pipeline.products import export
 from pipeline.products.series import TrackingId, hourly
@@ -49,7 +50,7 @@ def verify(out: Path) -> Iterator[Found]:
     ProductError
         When there is no cube or no list of checksums.
     """
-    products, cube = out / output.PRODUCTS, out / output.CUBE
+    products, cube = out / output.PRODUCTS, output.cube(out)
     yield from files(products)
     yield from revisions(cube)
     yield newest(cube)
@@ -76,13 +77,13 @@ def _compare(path: Path, wanted: str) -> str | None:
     return None if found == wanted else f"expected SHA-256 {wanted[:12]}...; found {found[:12]}..."
 
 
-def revisions(cube: Path) -> Iterator[Found]:
+def revisions(cube: Location) -> Iterator[Found]:
     """Read what each tag leads to: its axes and what it says of every hour."""
     for tag in sorted(repository.open_existing(cube).list_tags(), key=lambda tag: int(tag[1:])):
         yield Found(f"{cube.name} {tag}", _problem_of_revision(cube, tag))
 
 
-def _problem_of_revision(cube: Path, tag: str) -> str | None:
+def _problem_of_revision(cube: Location, tag: str) -> str | None:
     try:
         opened = write.open_cube(cube, tag)
         named = [str(name) for name, variable in opened.variables.items() if variable.ndim < 3]
@@ -92,7 +93,7 @@ def _problem_of_revision(cube: Path, tag: str) -> str | None:
     return None if opened.attrs.get("revision") == tag else f"expected revision {tag}; found {opened.attrs['revision']}"
 
 
-def newest(cube: Path) -> Found:
+def newest(cube: Location) -> Found:
     """Read every value of the newest revision, day by day, and hold it to the contract."""
     opened = write.open_cube(cube)
     try:
@@ -104,7 +105,7 @@ def newest(cube: Path) -> Found:
     return Found(f"values of {cube.name}")
 
 
-def product(path: Path, cube: Path) -> Found:
+def product(path: Path, cube: Location) -> Found:
     """Compare an hourly file with the revision that it was cut from: the tracking identifier is of all values."""
     name = f"values of {path.name}"
     try:

@@ -8,9 +8,27 @@ from typing import Any
 
 import click
 
+from pipeline import output
 from pipeline.errors import ConfigError
+from pipeline.location import Location
 
 PATH = click.Path(path_type=Path)
+
+
+class _Cube(click.ParamType[Location]):
+    """A cube: its folder, its address in a bucket, or the output folder of the runs that made it."""
+
+    name = "path or s3://..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Location:
+        """Find the cube."""
+        try:
+            return output.found(value)
+        except ValueError as problem:
+            self.fail(str(problem), param, ctx)
+
+
+CUBE = _Cube()
 TRUNCATED = "What to do with an input file cut short."
 
 

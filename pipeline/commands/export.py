@@ -8,15 +8,16 @@ from typing import Any
 
 import click
 
-from pipeline.commands.arguments import PATH, hour
+from pipeline.commands.arguments import CUBE, PATH, hour
 from pipeline.errors import ConfigError
+from pipeline.location import Location
 
 #: Names in `pipeline.contract.STREAMS`, which would take time to import.
 STREAMS = ("interim", "final", "outlook")
 
 
 @click.command("export")
-@click.option("--cube", type=PATH, required=True, help="The cube that `aqnet run` published (OUT/cube.icechunk).")
+@click.option("--cube", type=CUBE, required=True, help="The cube that `aqnet run` published (OUT/cube.icechunk).")
 @click.option("--format", "kind", type=click.Choice(["netcdf", "zarr", "csv", "geotiff"]), required=True)
 @click.option("--freq", type=click.Choice(["hourly", "daily", "monthly"]), default="hourly", show_default=True)
 @click.option("--out", type=PATH, required=True, help="Folder for the files; path of the Zarr folder.")
@@ -28,7 +29,7 @@ STREAMS = ("interim", "final", "outlook")
 @click.option("--stream", type=click.Choice(STREAMS), help="Whose hours (interim; all in an hourly Zarr).")
 @click.option("--day-offset", type=int, default=0, show_default=True, help="Hours that days are ahead of UTC.")
 @click.option("--variable", multiple=True, metavar="NAME", help="Variable of GeoTIFF (pm2p5); may be repeated.")
-def export_command(kind: str, out: Path, domain: str, revision: str | None, cube: Path, **options: Any) -> None:
+def export_command(kind: str, out: Path, domain: str, revision: str | None, cube: Location, **options: Any) -> None:
     """Cut a download of hours, daily or monthly means out of the published cube."""
     from pipeline.cube import write
     from pipeline.products import export

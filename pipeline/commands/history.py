@@ -8,15 +8,16 @@ from pathlib import Path
 import click
 
 from pipeline import output
-from pipeline.commands.arguments import PATH
+from pipeline.commands.arguments import CUBE, PATH
+from pipeline.location import Location
 
 CUBE_HELP = "The cube that `aqnet run` published (OUT/cube.icechunk)."
 
 
 @click.command("history")
-@click.option("--cube", type=PATH, required=True, help=CUBE_HELP)
+@click.option("--cube", type=CUBE, required=True, help=CUBE_HELP)
 @click.option("--json", "as_json", is_flag=True, help="Print the whole record of every revision as JSON.")
-def history_command(cube: Path, as_json: bool) -> None:
+def history_command(cube: Location, as_json: bool) -> None:
     """List the revisions of a cube with reason and scores, and a candidate that the release gate holds."""
     from pipeline.cube import revisions
 
@@ -27,10 +28,10 @@ def history_command(cube: Path, as_json: bool) -> None:
 @click.command("diff")
 @click.argument("before", metavar="A")
 @click.argument("after", metavar="B")
-@click.option("--cube", type=PATH, required=True, help=CUBE_HELP)
+@click.option("--cube", type=CUBE, required=True, help=CUBE_HELP)
 @click.option("--picture", type=PATH, help="Map of the mean absolute change to write (PNG).")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-def diff_command(before: str, after: str, cube: Path, picture: Path | None, as_json: bool) -> None:
+def diff_command(before: str, after: str, cube: Location, picture: Path | None, as_json: bool) -> None:
     """Say what changed from revision A to B: hours, cells and sizes.
 
     A and B are tags such as r1 and r2; B may be a held candidate, held-RUN_ID, as `aqnet history` names it.
@@ -52,6 +53,6 @@ def accept_command(run_id: str, out: Path, reason: str, as_json: bool) -> None:
     """Publish a candidate that the release gate holds, after looking at it."""
     from pipeline.release import hold
 
-    files = hold.accept(out, out / output.CUBE, run_id, reason)
+    files = hold.accept(out, output.cube(out), run_id, reason)
     named = {name: str(path) for name, path in files.items()}
     click.echo(json.dumps(named, indent=2) if as_json else "\n".join(f"  {n:15} {p}" for n, p in named.items()))

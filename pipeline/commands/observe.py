@@ -8,8 +8,9 @@ from typing import Any
 
 import click
 
-from pipeline.commands.arguments import PATH, TRUNCATED, exist, hours, time, whole_numbers
+from pipeline.commands.arguments import CUBE, PATH, TRUNCATED, exist, hours, time, whole_numbers
 from pipeline.errors import ConfigError, InputError
+from pipeline.location import Location
 
 #: Names in `pipeline.fetch.NETWORKS`, which would take time to import; a test holds them together.
 NETWORKS = ("airnow", "cnemc", "eea", "openaq", "prsa")
@@ -91,11 +92,11 @@ def ingest(store: Path, input_path: Path, published: str | None, as_json: bool, 
 
 @click.command("ledger")
 @click.option("--store", type=PATH, required=True, help="Folder of the observation store.")
-@click.option("--cube", type=PATH, help="Hours that changed since a revision of this cube was made.")
+@click.option("--cube", type=CUBE, help="Hours that changed since a revision of this cube was made.")
 @click.option("--revision", help="The revision, such as r3 (the newest).")
 @click.option("--since", type=click.IntRange(min=0), help="Hours that changed after this ingest.")
 @click.option("--json", "as_json", is_flag=True, help="Print every hour as JSON.")
-def ledger_command(store: Path, cube: Path | None, revision: str | None, since: int | None, as_json: bool) -> None:
+def ledger_command(store: Path, cube: Location | None, revision: str | None, since: int | None, as_json: bool) -> None:
     """List the hours whose observations changed since a cube revision, or since an ingest."""
     from pipeline.cube import write
     from pipeline.store import ledger

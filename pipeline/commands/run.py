@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 @click.option("--resolution", type=float, help="Cell size in units of the CRS (0.1 degrees).")
 @click.option("--crs", help="Coordinate reference system of the grid (EPSG:4326).")
 @click.option("--out", type=PATH, help="Folder for the products (out).")
+@click.option("--store", metavar="URL", help="Bucket and prefix of the cube, s3://... (in the folder).")
 @click.option("--domain", help="Name of the domain in file names.")
 @click.option("--truncated", type=click.Choice(["error", "keep"]), help=TRUNCATED)
 @click.option("--weights", type=PATH, help="Checkpoint of the network (the shipped one).")

@@ -8,14 +8,15 @@ from typing import Any
 
 import click
 
-from pipeline.commands.arguments import PATH, hour
+from pipeline.commands.arguments import CUBE, PATH, hour
+from pipeline.location import Location
 
 #: Where a run without `--out` leaves its cube.
-CUBE = Path("out/cube.icechunk")
+DEFAULT = Path("out/cube.icechunk")
 
 
 @click.command()
-@click.option("--cube", type=PATH, default=CUBE, show_default=True, help="The cube that `aqnet run` published.")
+@click.option("--cube", type=CUBE, default=DEFAULT, show_default=True, help="The cube that `aqnet run` published.")
 @click.option("--lon", type=float, required=True, help="Longitude of a point in the cell, degrees.")
 @click.option("--lat", type=float, required=True, help="Latitude of a point in the cell, degrees.")
 @click.option("--time", required=True, help="The hour, by its start, UTC: 2019-01-31T06:00.")
@@ -29,7 +30,7 @@ CUBE = Path("out/cube.icechunk")
 @click.option("--outlook-weights", type=PATH, help="Where the checkpoint of the run's outlook lies now.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON, every observation with file and line.")
 def trace(
-    cube: Path,
+    cube: Location,
     lon: float,
     lat: float,
     time: str,

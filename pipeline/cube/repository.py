@@ -8,21 +8,25 @@ the next one that is stopped.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from pathlib import Path
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import icechunk
 import zarr
 
+from pipeline.cube import store
 from pipeline.cube.layout import Group
 from pipeline.errors import ProductError
+from pipeline.location import S3, Location
 
 log = logging.getLogger("aqnet")
 
 CANDIDATE, HELD = "candidate-", "held-"
+
+#: In a bucket a run elsewhere, whose lock is not seen here, may be writing what is younger than this.
+OTHERS = timedelta(days=7)
 
 
 @dataclass(frozen=True)
@@ -36,24 +40,18 @@ class Entry:
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
-def storage(path: Path) -> icechunk.Storage:
-    """Storage on the local disk. Icechunk warns that it cannot guard concurrent commits there; `atomic.lock` does."""
-    icechunk.set_logs_filter("error")
-    return icechunk.local_filesystem_storage(str(path))
-
-
-def open_existing(path: Path) -> icechunk.Repository:
+def open_existing(place: Location) -> icechunk.Repository:
     """Open a repository; ProductError where there is none."""
-    if not (path.is_dir() and icechunk.Repository.exists(storage(path))):
-        raise ProductError(f"{path}: no cube here; expected the folder of an Icechunk repository")
-    return icechunk.Repository.open(storage(path))
+    if not store.exists(place):
+        kind = "prefix" if isinstance(place, S3) else "folder"
+        raise ProductError(f"{place}: no cube here; expected the {kind} of an Icechunk repository")
+    return store.opened(place)
 
 
 def root(repo: icechunk.Repository) -> Group | None:
     """Root group of ``main``, or None before the first publication."""
-    store = repo.readonly_session("main").store
     try:
-        return zarr.open_group(store, mode="r")
+        return zarr.open_group(repo.readonly_session("main").store, mode="r")
     except FileNotFoundError:
         return None
 
@@ -89,27 +87,48 @@ def _entry(name: str, info: icechunk.SnapshotInfo) -> Entry:
 # ---- what a run does to it ----
 
 
-def clean(repo: icechunk.Repository) -> None:
-    """Finish or undo what a killed run left: tag a published ``main``, drop stale candidates and their chunks."""
+def clean(repo: icechunk.Repository, before: datetime | None = None, dead: str = "") -> None:
+    """Finish or undo what a killed run left: tag a published ``main``, drop stale candidates and their chunks.
+
+    Parameters
+    ----------
+    before : candidates written since then are left, for another machine may be writing them; None leaves none.
+    dead : a candidate that is dropped all the same, for its run is known to have ended.
+    """
     tags, head = repo.list_tags(), repo.lookup_branch("main")
     if root(repo) is not None and head not in {repo.lookup_tag(tag) for tag in tags}:
-        repo.create_tag(f"r{len(tags) + 1}", head)
-    drop(repo, CANDIDATE)
+        _tag(repo, f"r{len(tags) + 1}", head)
+    drop(repo, CANDIDATE, _younger(repo, before) - {dead}, before)
     if any(entry.metadata.get("base") != head for entry in held(repo)):
-        drop(repo, HELD)  # killed between the publication and this
+        drop(repo, HELD, before=before)  # killed between the publication and this
 
 
-def drop(repo: icechunk.Repository, kind: str, keep: str = "") -> None:
-    """Delete the branches of a kind but one, and the chunks that nothing else needs."""
-    stale = sorted(name for name in repo.list_branches() if name.startswith(kind) and name != keep)
+def _younger(repo: icechunk.Repository, before: datetime | None) -> set[str]:
+    """Candidates that were written since a time."""
+    if before is None:
+        return set()
+    names = [name for name in repo.list_branches() if name.startswith(CANDIDATE)]
+    return {name for name in names if next(iter(repo.ancestry(branch=name))).written_at > before}
+
+
+def others(place: Location) -> datetime | None:
+    """Time before which nobody elsewhere is writing to a place any more; None where the lock says so."""
+    return datetime.now(UTC) - OTHERS if isinstance(place, S3) else None
+
+
+def drop(repo: icechunk.Repository, kind: str, keep: Collection[str] = (), before: datetime | None = None) -> None:
+    """Delete the branches of a kind but some, and the chunks from `before` (now) that nothing else needs."""
+    stale = sorted(name for name in repo.list_branches() if name.startswith(kind) and name not in keep)
     for branch in stale:
         log.info("dropping the unpublished candidate %s", branch)
         repo.delete_branch(branch)
     if stale:
-        repo.garbage_collect(datetime.now(UTC))
+        repo.garbage_collect(before or datetime.now(UTC))
 
 
-def move_main(repo: icechunk.Repository, head: str, base: str, where: str, tag: str) -> None:
+def move_main(
+    repo: icechunk.Repository, head: str, base: str, where: str, tag: str, before: datetime | None = None
+) -> None:
     """Make a snapshot what readers see, in one step, and tag it; then no held candidate fits any more.
 
     Raises
@@ -121,5 +140,14 @@ def move_main(repo: icechunk.Repository, head: str, base: str, where: str, tag: 
         repo.reset_branch("main", head, from_snapshot_id=base)
     except icechunk.IcechunkError as error:
         raise ProductError(f"{where}: main moved since the candidate began; run it again") from error
-    repo.create_tag(tag, head)
-    drop(repo, HELD)
+    _tag(repo, tag, head)
+    drop(repo, HELD, before=before)
+
+
+def _tag(repo: icechunk.Repository, tag: str, head: str) -> None:
+    """Tag a snapshot, unless a run that came just then has finished that."""
+    try:
+        repo.create_tag(tag, head)
+    except icechunk.IcechunkError:
+        if tag not in repo.list_tags() or repo.lookup_tag(tag) != head:
+            raise

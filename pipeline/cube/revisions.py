@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from pipeline.contract import STREAMS
 from pipeline.cube import write
 from pipeline.cube.layout import FILL, Group
 from pipeline.cube.repository import Entry
+from pipeline.location import Location
 from pipeline.release.gate import Check, Last
 from pipeline.release.skill import KRIGING, NETWORK, Skill
 from pipeline.tracing import runs as trace_runs
@@ -130,7 +130,7 @@ class Revision:
         return [Check(**check) for check in self.checks if check["passed"] is False]
 
 
-def history(cube: Path) -> list[Revision]:
+def history(cube: Location) -> list[Revision]:
     """Published revisions, oldest first, then candidates that the release gate stopped.
 
     Raises

@@ -26,10 +26,11 @@ from numpy.typing import NDArray
 
 from pipeline import atomic
 from pipeline.contract import FIELD_NAMES, FIELDS, STREAMS, check_cube
-from pipeline.cube import repository
+from pipeline.cube import repository, store
 from pipeline.cube.layout import BLOCK, FILL, GLOBAL_ATTRS, Group, extend, lay, plain, time_coverage, to_hours
 from pipeline.errors import ProductError
 from pipeline.grid import Grid, extent
+from pipeline.location import S3, Location, located
 from pipeline.products import outlook_fields
 
 log = logging.getLogger("aqnet")
@@ -70,7 +71,7 @@ class Candidate:
 
     Attributes
     ----------
-    path, grid : the repository and its grid.
+    path, grid : where the repository lies, and its grid.
     run_id : identifier of the run; the branch is ``candidate-<run_id>``.
     revision : the tag that publication will give, ``r1``, ``r2`` ...
     hours : the run's own hours (first, last + 1) since 1970-01-01, those of its outlook included.
@@ -78,7 +79,7 @@ class Candidate:
     base : snapshot of ``main`` that the candidate grew from; `published` is that revision's group, or None.
     """
 
-    path: Path
+    path: Location
     grid: Grid
     run_id: str
     revision: str
@@ -138,7 +139,13 @@ class Candidate:
 
 
 def begin(
-    path: str | Path, grid: Grid, start: object, end: object, attrs: Mapping[str, str], outlook_hours: int = 0
+    path: str | Location,
+    grid: Grid,
+    start: object,
+    end: object,
+    attrs: Mapping[str, str],
+    outlook_hours: int = 0,
+    lock: Path | None = None,
 ) -> Candidate:
     """Begin a revision for the hours [start, end) and an outlook of the hours from ``end`` on.
 
@@ -147,40 +154,56 @@ def begin(
 
     Parameters
     ----------
-    path : folder of the Icechunk repository; made when absent.
+    path : folder or ``s3://`` address of the Icechunk repository; made when absent.
     grid : the run's grid; must be the cube's.
     start, end : whole hours, UTC, half open.
     attrs : global attributes that the run adds (title, lineage ...); ``flow_run_id`` names the candidate.
     outlook_hours : hours of the outlook.
+    lock : path whose lock (`pipeline.atomic.lock`) one run holds; that of a cube in a folder is its own.
 
     Raises
     ------
     ProductError
         When another run is writing the cube, the cube is on another grid or begins after ``start``.
     """
-    path, first, issue = Path(path), to_hours(start), to_hours(end)
+    path, first, issue = located(path), to_hours(start), to_hours(end)
     if first >= issue:
         raise ProductError(f"{path}: the run's start {start} must be before its end {end}")
     with ExitStack() as stack:
-        lock = stack.enter_context(_lock(path))
-        repo = icechunk.Repository.open_or_create(repository.storage(path))
-        repository.clean(repo)
-        base, run_id = repo.lookup_branch("main"), attrs.get("flow_run_id") or uuid4().hex
+        held_lock = stack.enter_context(_lock(path, lock))
+        repo, run_id = store.opened_or_made(path), attrs.get("flow_run_id") or uuid4().hex
+        repository.clean(repo, repository.others(path), _take_over(held_lock, f"{repository.CANDIDATE}{run_id}"))
+        base = repo.lookup_branch("main")
         published = repository.root(repo)
         hours = first, issue if outlook_fields.analysed_from(published, issue) else issue + outlook_hours
         branch = f"{repository.CANDIDATE}{run_id}"
         repo.create_branch(branch, base)
         session = repo.writable_session(branch)
         revision = f"r{len(repo.list_tags()) + 1}"
-        candidate = Candidate(path, grid, run_id, revision, hours, issue, repo, base, published, session, lock)
+        candidate = Candidate(path, grid, run_id, revision, hours, issue, repo, base, published, session, held_lock)
         _lay_or_extend(candidate, attrs)
+        if isinstance(path, S3):  # dates the branch, for others
+            candidate.commit(f"aqnet run {run_id}: laid")
         stack.pop_all()
     return candidate
 
 
-def _lock(path: Path) -> IO[str]:
+def _lock(path: Location, lock: Path | None) -> IO[str]:
     busy = ProductError(f"{path}: another run is writing this cube; wait for it to end, or stop it")
-    return atomic.lock(path, busy)
+    if lock is None and isinstance(path, S3):
+        raise ValueError(f"{path}: expected the path of a lock, for a bucket has none")
+    return atomic.lock(lock or Path(str(path)), busy)
+
+
+def _take_over(lock: IO[str], branch: str) -> str:
+    """Write in the lock whose it is; return the branch of the run that had it before, which has ended."""
+    lock.seek(0)
+    former = lock.read().strip()
+    lock.seek(0)
+    lock.truncate()
+    lock.write(branch)
+    lock.flush()
+    return former
 
 
 def _lay_or_extend(candidate: Candidate, attrs: Mapping[str, str]) -> None:
@@ -343,7 +366,14 @@ def publish(candidate: Candidate, record: Mapping[str, Any] | None = None) -> st
     check_axes(candidate)
     head, changed = candidate.seal(record), _changed(candidate)
     if changed:
-        repository.move_main(candidate.repo, head, candidate.base, _of_run(candidate), candidate.revision)
+        repository.move_main(
+            candidate.repo,
+            head,
+            candidate.base,
+            _of_run(candidate),
+            candidate.revision,
+            repository.others(candidate.path),
+        )
     candidate.repo.delete_branch(candidate.branch)
     candidate.close()
     log.info("%s: %s", candidate.path, f"{changed} hours in {candidate.revision}" if changed else "nothing changed")
@@ -360,12 +390,12 @@ def hold(candidate: Candidate, record: Mapping[str, Any] | None = None) -> str:
     branch = f"{repository.HELD}{candidate.run_id}"
     candidate.repo.create_branch(branch, candidate.seal(record))
     candidate.repo.delete_branch(candidate.branch)
-    repository.drop(candidate.repo, repository.HELD, keep=branch)
+    repository.drop(candidate.repo, repository.HELD, {branch}, repository.others(candidate.path))
     candidate.close()
     return branch
 
 
-def accept(path: str | Path, run_id: str, reason: str) -> str:
+def accept(path: str | Location, run_id: str, reason: str, lock: Path | None = None) -> str:
     """Publish the held candidate of a run and record why; return the new revision's tag.
 
     Raises
@@ -373,8 +403,8 @@ def accept(path: str | Path, run_id: str, reason: str) -> str:
     ProductError
         When there is no such candidate, or another revision was published since.
     """
-    path, branch = Path(path), f"{repository.HELD}{run_id}"
-    with _lock(path):
+    path, branch = located(path), f"{repository.HELD}{run_id}"
+    with _lock(path, lock):
         repo = repository.open_existing(path)
         entries = {entry.name: entry for entry in repository.held(repo)}
         if branch not in entries:
@@ -385,7 +415,7 @@ def accept(path: str | Path, run_id: str, reason: str) -> str:
         zarr.open_group(session.store, mode="r+").attrs.update(revision=tag, revision_reason=reason)
         record = {**entries[branch].metadata, "accepted": reason}
         head = session.commit(f"aqnet run {run_id}, accepted: {reason}", record)
-        repository.move_main(repo, head, base, f"{path}: run {run_id}", tag)
+        repository.move_main(repo, head, base, f"{path}: run {run_id}", tag, repository.others(path))
     log.info("%s: accepted run %s as %s", path, run_id, tag)
     return tag
 
@@ -429,12 +459,12 @@ def _changed(candidate: Candidate) -> int:
     return int(np.count_nonzero(revision))
 
 
-def open_cube(path: str | Path, revision: str | None = None) -> xr.Dataset:
+def open_cube(path: str | Location, revision: str | None = None) -> xr.Dataset:
     """Open the published cube, read-only and lazily; the view stays as it is while later revisions are published.
 
     Parameters
     ----------
-    path : folder of the Icechunk repository.
+    path : folder or ``s3://`` address of the Icechunk repository.
     revision : tag such as ``r3``, or a held candidate's branch; the newest revision when None.
 
     Returns
@@ -447,7 +477,7 @@ def open_cube(path: str | Path, revision: str | None = None) -> xr.Dataset:
     ProductError
         When there is no cube, nothing is published or the revision is unknown.
     """
-    repo = repository.open_existing(Path(path))
+    repo = repository.open_existing(located(path))
     session = repo.readonly_session("main") if revision is None else _session_of(repo, path, revision)
     try:
         return _dataset(session.store)
@@ -455,7 +485,7 @@ def open_cube(path: str | Path, revision: str | None = None) -> xr.Dataset:
         raise ProductError(f"{path}: nothing is published yet; run `aqnet run` first") from error
 
 
-def _session_of(repo: icechunk.Repository, path: str | Path, revision: str) -> icechunk.Session:
+def _session_of(repo: icechunk.Repository, path: str | Location, revision: str) -> icechunk.Session:
     if revision.startswith(repository.HELD) and revision in repo.list_branches():
         return repo.readonly_session(revision)
     if revision not in repo.list_tags():
@@ -464,8 +494,8 @@ def _session_of(repo: icechunk.Repository, path: str | Path, revision: str) -> i
     return repo.readonly_session(tag=revision)
 
 
-def _dataset(store: icechunk.IcechunkStore) -> xr.Dataset:
-    cube = xr.open_zarr(store, consolidated=False, chunks=None)
+def _dataset(opened: icechunk.IcechunkStore) -> xr.Dataset:
+    cube = xr.open_zarr(opened, consolidated=False, chunks=None)
     for spec in FIELDS:
         cube[spec.name].attrs |= spec.attrs  # JSON keeps no dtype; CF wants flag values in the variable's own
     cube = cube.set_coords(set(cube.data_vars) - set(FIELD_NAMES))
@@ -473,14 +503,14 @@ def _dataset(store: icechunk.IcechunkStore) -> xr.Dataset:
     return xr.Dataset({name: cube[name] for name in FIELD_NAMES}, cube.coords, cube.attrs)
 
 
-def history(path: str | Path) -> list[dict[str, Any]]:
+def history(path: str | Location) -> list[dict[str, Any]]:
     """Published revisions, oldest first: ``revision``, ``snapshot``, ``published`` (UTC), ``message``, ``metadata``."""
-    return [_listed(entry) for entry in repository.published(repository.open_existing(Path(path)))]
+    return [_listed(entry) for entry in repository.published(repository.open_existing(located(path)))]
 
 
-def held(path: str | Path) -> list[dict[str, Any]]:
+def held(path: str | Location) -> list[dict[str, Any]]:
     """Candidates that the release gate stopped, oldest first, as `history`; ``revision`` is the branch."""
-    return [_listed(entry) for entry in repository.held(repository.open_existing(Path(path)))]
+    return [_listed(entry) for entry in repository.held(repository.open_existing(located(path)))]
 
 
 def _listed(entry: repository.Entry) -> dict[str, Any]:

@@ -12,6 +12,8 @@ from pipeline import output
 from pipeline.doctor.check import Check, Subject, failure, ok, warning
 from pipeline.doctor.environment import can_write
 from pipeline.doctor.locks import describe, holder
+from pipeline.errors import ConfigError
+from pipeline.location import Location
 
 if TYPE_CHECKING:
     import icechunk
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 CELL_HOUR, TIMES, MONTH = 30, 2, 744
 #: Free space below which nothing should be begun, bytes.
 LEAST = 200 * 2**20
+_REACH = "mend store, AWS_ENDPOINT_URL or credentials (docs/how-to/keep-the-cube-in-s3.md)"
 _RESTORE = "restore it (docs/how-to/runbook.md#restore)"
 
 
@@ -68,18 +71,27 @@ def _size(count: float) -> str:
 
 def published(subject: Subject) -> Iterator[Check]:
     """Open what readers see, read its last hour, and compare the tags of its revisions with it."""
-    path = subject.out / output.CUBE
-    if not path.exists():
-        yield ok("cube", f"none at {path} yet; the first run begins it")
-        return
+    from pipeline.cube import store
+
     try:
+        path = _cube(subject)
+        if not store.exists(path) and not (isinstance(path, Path) and path.exists()):
+            yield ok("cube", f"none at {path} yet; the first run begins it")
+            return
         yield from _published(path)
     except Exception as problem:
-        found = f"{path}: {type(problem).__name__}: {' '.join(str(problem).split())}"
-        yield failure("cube", found, _RESTORE)
+        where = (
+            subject.out / output.CUBE if subject.config is None else subject.config.store or subject.out / output.CUBE
+        )
+        found = f"{where}: {type(problem).__name__}: {' '.join(str(problem).split())}"
+        yield failure("cube", found, _REACH if isinstance(problem, ConfigError) else _RESTORE)
 
 
-def _published(path: Path) -> Iterator[Check]:
+def _cube(subject: Subject) -> Location:
+    return output.cube(subject.out, subject.config.store if subject.config else None)
+
+
+def _published(path: Location) -> Iterator[Check]:
     import numpy as np
 
     from pipeline.cube import repository
@@ -123,11 +135,8 @@ def leftovers(subject: Subject) -> Iterator[Check]:
     """Look for candidates that wait for a person, and for what killed runs left."""
     from pipeline.cube import repository
 
-    path = subject.out / output.CUBE
-    if not path.exists():
-        return
     try:
-        repo = repository.open_existing(path)
+        repo = repository.open_existing(_cube(subject))
         branches = sorted(set(repo.list_branches()) - {"main"})
     except Exception:  # `published` has told
         return
@@ -140,7 +149,7 @@ def leftovers(subject: Subject) -> Iterator[Check]:
         yield warning("held candidate", f"{held[0]}: the release gate stopped it, nothing newer is published", advice)
     stale = [name for name in branches if name.startswith(repository.CANDIDATE)]
     parts = [p.name for folder in (subject.out, subject.out / output.PRODUCTS) for p in folder.glob(".*.part")]
-    if (stale or parts) and holder(path) is None:
+    if (stale or parts) and holder(subject.out / output.CUBE) is None:
         found = f"of killed runs: {', '.join([*stale, *parts][:3])}"
         yield warning("leftovers", found, "nothing to do: the next run removes them")
     elif not held:

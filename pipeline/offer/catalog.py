@@ -19,6 +19,7 @@ from pystac.extensions.version import ItemVersionExtension, VersionRelType
 from pystac.layout import CustomLayoutStrategy
 
 from pipeline import output, provenance
+from pipeline.location import S3
 from pipeline.offer import footprint
 from pipeline.offer.editions import Edition, domains, editions, homepage, is_simulated, newest, title_of
 from pipeline.offer.inventory import File, Inventory, Product, Revision
@@ -204,9 +205,9 @@ def _cube_asset(inventory: Inventory, revision: Revision, up: str) -> pystac.Ass
     assert inventory.cube
     extra = {"aqnet:tag": revision.name, "aqnet:snapshot": revision.snapshot, "aqnet:published": revision.published}
     title = f"Icechunk cube, revision {revision.name}: every published hour"
-    return pystac.Asset(
-        f"../{up}{inventory.cube.path.name}", title, media_type=ICECHUNK, roles=["data"], extra_fields=extra
-    )
+    path = inventory.cube.path
+    where = str(path) if isinstance(path, S3) else f"../{up}{path.name}"
+    return pystac.Asset(where, title, media_type=ICECHUNK, roles=["data"], extra_fields=extra)
 
 
 def _lead_on(old: pystac.Item, new: pystac.Item) -> None:

@@ -19,6 +19,7 @@ from rocrate.rocrate import ROCrate
 
 from pipeline import output, provenance
 from pipeline.atomic import replacing
+from pipeline.location import S3
 from pipeline.offer.editions import homepage, newest, title_of
 from pipeline.offer.inventory import File, Inventory, Product
 
@@ -122,9 +123,9 @@ def _cube(crate: ROCrate, inventory: Inventory) -> Reference | None:
     if not inventory.cube:
         return None
     attrs, last = inventory.cube.attrs, inventory.cube.revisions[-1]
-    text = (
-        f"Icechunk repository {inventory.cube.path.name} beside this folder, tag {last.name}, snapshot {last.snapshot}"
-    )
+    path = inventory.cube.path
+    where = str(path) if isinstance(path, S3) else f"{path.name} beside this folder"
+    text = f"Icechunk repository {where}, tag {last.name}, snapshot {last.snapshot}"
     identifier = str(attrs.get("tracking_id") or f"#cube-{last.snapshot}")
     return _add(crate, identifier, type="CreativeWork", name=f"cube, revision {last.name}", description=text)
 

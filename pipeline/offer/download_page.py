@@ -94,6 +94,7 @@ def _content(inventory: Inventory, citation: str) -> dict[str, Any]:
         "licence_name": _LICENCES.get(licence, licence or "not stated"),
         "citation": citation,
         "cube": inventory.cube,
+        "local": inventory.cube is not None and isinstance(inventory.cube.path, Path),
         "newest": inventory.cube.revisions[-1] if inventory.cube else None,
         "origin": {name: product.attrs[name] for name in provenance.ORIGIN if name in product.attrs},
     }

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from pipeline import output
 from pipeline.cube import write
 from pipeline.errors import ProductError
+from pipeline.location import Location
 from pipeline.provenance import digest_file
 from pipeline.tracing import runs
 
@@ -117,7 +118,7 @@ class Revision:
 class Cube:
     """The cube of record beside the products: its folder, newest attributes, revisions from the oldest on."""
 
-    path: Path
+    path: Location
     attrs: dict[str, str]
     revisions: tuple[Revision, ...]
 
@@ -185,7 +186,7 @@ def known(folder: Path) -> dict[str, Known]:
     return told
 
 
-def take(folder: Path, cube: Path, known: Mapping[str, Known] | None = None) -> Inventory:
+def take(folder: Path, cube: Location, known: Mapping[str, Known] | None = None) -> Inventory:
     """Digest every file of a folder of products, those in folders below it too; hidden ones do not count.
 
     Parameters
@@ -267,7 +268,7 @@ def _outline(lat: NDArray[np.float64], lon: NDArray[np.float64]) -> NDArray[np.f
     return np.concatenate(edges)
 
 
-def read_cube(path: Path) -> Cube | None:
+def read_cube(path: Location) -> Cube | None:
     """Read attributes and revisions of a published cube; None where there is none."""
     try:
         attrs, tags = write.open_cube(path).attrs, {entry["revision"]: entry for entry in write.history(path)}

@@ -15,6 +15,7 @@ from PIL import Image
 
 from pipeline import atomic, output, provenance
 from pipeline.errors import ConfigError
+from pipeline.location import Location
 from pipeline.offer import catalog, crate, download_page, inventory
 from pipeline.offer.editions import domains, newest, title_of
 from pipeline.offer.inventory import Inventory
@@ -80,7 +81,7 @@ def offering(out: Path, trusted: bool = False) -> Iterator[Path]:
     """
     with staged(out / output.PRODUCTS) as products:
         yield products
-        complete(products, out / output.CUBE, inventory.known(products) if trusted else None)
+        complete(products, output.cube(out), inventory.known(products) if trusted else None)
 
 
 def in_place(files: Mapping[str, Path], copy: Path, products: Path) -> dict[str, Path]:
@@ -93,7 +94,7 @@ def entrances(products: Path) -> dict[str, Path]:
     return {name: products / file for name, file in _ENTRANCES.items()}
 
 
-def complete(products: Path, cube: Path, known: Mapping[str, inventory.Known] | None = None) -> Inventory:
+def complete(products: Path, cube: Location, known: Mapping[str, inventory.Known] | None = None) -> Inventory:
     """Build them in a folder that nobody reads yet (see `pipeline.offer.staging`).
 
     Parameters

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ from pipeline.contract import HOUR, QUALITY_BITS
 from pipeline.cube import changes, write
 from pipeline.cube.changes import Changes
 from pipeline.grid import Grid
+from pipeline.location import Location, relative
 from pipeline.pages import maps, places, quality_report
 from pipeline.pages.map_view import degrees_text
 from pipeline.pages.maps import Stations
@@ -151,7 +151,7 @@ def from_run(run: Run, cube: xr.Dataset, kept: Sequence[Kept], around_km: float,
         stages=[asdict(stage) for stage in run.stages],
         lineage=run.lineage,
         changes=changes_of(run.candidate.path, cube, run.revision),
-        files={name: Path(os.path.relpath(made, folder)).as_posix() for name, made in run.files.items()},
+        files={name: relative(made, folder) for name, made in run.files.items()},
     )
 
 
@@ -296,7 +296,7 @@ def _observed(month: xr.DataArray, stations: Sequence[str]) -> pd.Series:
 # ---- what changed ----
 
 
-def changes_of(path: Path, cube: xr.Dataset, revision: str | None) -> Changes | None:
+def changes_of(path: Location, cube: xr.Dataset, revision: str | None) -> Changes | None:
     """Compare a cube with the revision published before it; None where there is none.
 
     Parameters

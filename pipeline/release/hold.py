@@ -17,6 +17,7 @@ from pipeline.cube import write
 from pipeline.cube.repository import HELD
 from pipeline.cube.revisions import Revision, history
 from pipeline.errors import ProductError
+from pipeline.location import Location
 from pipeline.offer import publication
 from pipeline.products import downloads
 
@@ -46,7 +47,7 @@ def clear(out: Path) -> None:
     atomic.remove(out / output.HELD)
 
 
-def accept(out: Path, cube: Path, run_id: str, reason: str) -> dict[str, Path]:
+def accept(out: Path, cube: Location, run_id: str, reason: str) -> dict[str, Location]:
     """Publish a held candidate all the same, with its downloads; return what was made, by name.
 
     Parameters
@@ -63,19 +64,19 @@ def accept(out: Path, cube: Path, run_id: str, reason: str) -> dict[str, Path]:
     found = _found(cube, run_id)
     if final := [check for check in found.failed() if check.final]:
         raise ProductError(f"{cube}: run {run_id} cannot be accepted: {final[0]}")
-    revision = write.accept(cube, run_id, reason)
+    revision = write.accept(cube, run_id, reason, out / output.CUBE)
     part = downloads.Part.recorded(found.config, found.hours["last"] != found.hours["end"])
     products, papers = out / output.PRODUCTS, out / output.HELD / run_id
     with publication.offering(out, trusted=True) as folder:
         made = downloads.cut(part, write.open_cube(cube), folder) | _papers(papers, folder)
-        files = {"cube": cube} | publication.in_place(made, folder, products)
+        files: dict[str, Location] = {"cube": cube, **publication.in_place(made, folder, products)}
         files |= {"report": products / output.REPORT} | publication.entrances(products)
         _report(papers / output.REPORT, folder / output.REPORT, revision, reason, files)
     clear(out)
     return files
 
 
-def _found(cube: Path, run_id: str) -> Revision:
+def _found(cube: Location, run_id: str) -> Revision:
     held = {revision.name.removeprefix(HELD): revision for revision in history(cube) if revision.held}
     if run_id not in held:
         known = ", ".join(held) or "none"
@@ -94,7 +95,7 @@ def _papers(held: Path, products: Path) -> dict[str, Path]:
     return files
 
 
-def _report(held: Path, target: Path, revision: str, reason: str, files: dict[str, Path]) -> Path:
+def _report(held: Path, target: Path, revision: str, reason: str, files: dict[str, Location]) -> Path:
     """Write the run's report with what became of it."""
     said = json.loads(held.read_text()) if held.exists() else {}
     said |= {"revision": revision, "accepted": reason, "files": {name: str(path) for name, path in files.items()}}

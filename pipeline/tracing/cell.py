@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import xarray as xr
@@ -15,6 +14,7 @@ from pipeline.contract import HOUR, QUALITY_BITS, STREAMS
 from pipeline.cube.layout import FILL
 from pipeline.errors import ProductError
 from pipeline.grid import relief, terrain
+from pipeline.location import Location
 
 #: Gridded values that a trace recomputes.
 VALUES = ("pm2p5", "pm2p5_p05", "pm2p5_p50", "pm2p5_p95")
@@ -70,7 +70,7 @@ class Published:
     count: int
 
 
-def find_cell(cube: xr.Dataset, lon: float, lat: float, where: str | Path) -> Cell:
+def find_cell(cube: xr.Dataset, lon: float, lat: float, where: str | Location) -> Cell:
     """Find the cell that holds a point; its western and southern edge belong to it.
 
     Raises
@@ -118,7 +118,7 @@ def _to_degrees(cube: xr.Dataset, at: NDArray[np.float64]) -> NDArray[np.float64
     return np.stack(Transformer.from_crs(crs, "EPSG:4326", always_xy=True).transform(*at.T), axis=-1)
 
 
-def read_published(cube: xr.Dataset, cell: Cell, hour: np.datetime64, where: str | Path) -> Published:
+def read_published(cube: xr.Dataset, cell: Cell, hour: np.datetime64, where: str | Location) -> Published:
     """Read what is published of a cell in an hour.
 
     Raises

@@ -23,6 +23,7 @@ from pipeline.config import RunConfig, naive
 from pipeline.contract import HOUR
 from pipeline.cube import write
 from pipeline.errors import ConfigError, ProductError
+from pipeline.location import S3, Location
 
 #: Name under which the metadata of a commit holds what made it.
 KEY = "aqnet_run"
@@ -62,7 +63,7 @@ def record(
     return {KEY: made | {"weights": weights, "outlook_weights": outlook}}
 
 
-def made_by(cube: Path, revision: str | None, hour: np.datetime64, ahead: bool) -> Made:
+def made_by(cube: Location, revision: str | None, hour: np.datetime64, ahead: bool) -> Made:
     """Find the run that made an hour of a revision.
 
     Parameters
@@ -85,7 +86,7 @@ def made_by(cube: Path, revision: str | None, hour: np.datetime64, ahead: bool) 
     raise ProductError(f"{cube}: expected a revision whose run wrote {hour}; found none that says so")
 
 
-def _revisions(cube: Path, revision: str | None) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
+def _revisions(cube: Location, revision: str | None) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
     """Tag, global attributes and commit metadata of a revision and those before it, newest first."""
     entries = write.history(cube)
     if revision is not None and (held := [entry for entry in write.held(cube) if entry["revision"] == revision]):
@@ -110,7 +111,7 @@ def _said(attrs: Mapping[str, Any]) -> tuple[np.datetime64, np.datetime64, np.da
     return start, end, np.datetime64(line["outlook"] or line["end"], "h")
 
 
-def _made(cube: Path, tag: str, attrs: Mapping[str, Any], kept: Mapping[str, Any] | None, ahead: bool) -> Made:
+def _made(cube: Location, tag: str, attrs: Mapping[str, Any], kept: Mapping[str, Any] | None, ahead: bool) -> Made:
     run_id = str(attrs.get("flow_run_id", ""))
     kept = kept or _beside(cube, run_id)
     weights = str(attrs.get("outlook_weights_digest" if ahead else "weights_digest", ""))
@@ -123,8 +124,10 @@ def _made(cube: Path, tag: str, attrs: Mapping[str, Any], kept: Mapping[str, Any
     return Made(run_id, tag, config, inputs, weights, state, code)
 
 
-def _beside(cube: Path, run_id: str) -> dict[str, Any]:
+def _beside(cube: Location, run_id: str) -> dict[str, Any]:
     """Configuration and inputs from the files beside the cube, where they are of this run."""
+    if isinstance(cube, S3):
+        return {}
     report, lineage = (_json(cube.parent / output.PRODUCTS / name) for name in (output.REPORT, output.LINEAGE))
     found: dict[str, Any] = {}
     if report.get("run_id") == run_id:
@@ -143,7 +146,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def config_of(
-    made: Made, cube: Path, overrides: Mapping[str, Path | str | None], found: Mapping[str, Any]
+    made: Made, cube: Location, overrides: Mapping[str, Path | str | None], found: Mapping[str, Any]
 ) -> RunConfig:
     """Configuration of the run that made an hour, with what lies elsewhere now.
 
@@ -182,11 +185,13 @@ def config_of(
         ) from None
 
 
-def _there(path: str | Path | None, cube: Path, out: str | None) -> Path | None:
+def _there(path: str | Path | None, cube: Location, out: str | None) -> Path | None:
     """A path of a run, taken from where the run was started when it is not found from here."""
     if path is None:
         return None
     path = Path(path)
+    if isinstance(cube, S3):
+        return path
     folder, parts = cube.resolve().parent, Path(out or "").parts
     if path.exists() or path.is_absolute() or folder.parts[len(folder.parts) - len(parts) :] != parts:
         return path

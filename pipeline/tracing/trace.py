@@ -27,6 +27,7 @@ from pipeline.config import Covariate, RunConfig
 from pipeline.contract import HOUR
 from pipeline.cube import write
 from pipeline.errors import ProductError
+from pipeline.location import Location
 from pipeline.tracing import observed as trace_observed
 from pipeline.tracing import runs as trace_runs
 from pipeline.tracing.cell import VALUES, Cell, Published, find_cell, read_published
@@ -62,7 +63,7 @@ class Trace:
     title : title of the cube.
     """
 
-    cube: Path
+    cube: Location
     revision: str
     cell: Cell
     published: Published
@@ -104,7 +105,7 @@ class Trace:
 
 
 def trace(
-    cube: Path,
+    cube: Location,
     lon: float,
     lat: float,
     time: np.datetime64,
@@ -116,7 +117,7 @@ def trace(
 
 
 def traces(
-    cube: Path,
+    cube: Location,
     points: Sequence[tuple[float, float]],
     time: np.datetime64,
     revision: str | None = None,
@@ -158,7 +159,7 @@ def traces(
 class _Run:
     """What all traces of an hour share; attributes as of `Trace`."""
 
-    cube: Path
+    cube: Location
     revision: str
     made: Made
     config: RunConfig
@@ -195,7 +196,7 @@ def _around(cube: xr.Dataset, cell: Cell, time: np.datetime64, hours: int = 48) 
     return near.isel(dict(zip(near["pm2p5"].dims[1:], (cell.row, cell.column), strict=True))).load()
 
 
-def _issue(cube: xr.Dataset, where: Path) -> np.datetime64:
+def _issue(cube: xr.Dataset, where: Location) -> np.datetime64:
     said = cube.attrs.get("outlook_issue_time")
     if said is None:
         raise ProductError(f"{where}: expected attribute 'outlook_issue_time' beside hours of an outlook; found none")

@@ -1,0 +1,110 @@
+"""Storage of a cube: a folder or a bucket, opened with the same retries everywhere, and its refusals in plain words."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import icechunk
+
+from pipeline import redact
+from pipeline.errors import ConfigError
+from pipeline.location import S3, Location
+
+#: Tries of a request to a bucket, those after an error 500 or a time-out; waits grow from the first to the last, ms.
+TRIES, FIRST_WAIT, LAST_WAIT = 10, 200, 15_000
+#: Seconds without a byte that end a try.
+SILENCE = 30
+
+#: Where an endpoint may be told, the particular first; without one it is Amazon's.
+ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+REGIONS = ("AWS_REGION", "AWS_DEFAULT_REGION")
+
+_CODE = re.compile(r'code: "(\w+)"')
+_CREDENTIALS = "credentials that may use the bucket, in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or a profile"
+_EXPECTED = {
+    "NoSuchBucket": "a bucket that exists",
+    "InvalidAccessKeyId": _CREDENTIALS,
+    "SignatureDoesNotMatch": _CREDENTIALS,
+    "AccessDenied": _CREDENTIALS,
+    "ExpiredToken": _CREDENTIALS,
+    "InvalidToken": _CREDENTIALS,
+}
+
+
+def storage(place: Location) -> icechunk.Storage:
+    """Storage of a cube; of a bucket, with credentials that each process takes from its own environment.
+
+    Icechunk warns that it cannot guard concurrent commits on the local disk; `pipeline.atomic.lock` does.
+    """
+    icechunk.set_logs_filter("error")
+    if not isinstance(place, S3):
+        return icechunk.local_filesystem_storage(str(place))
+    endpoint = _first(ENDPOINTS)
+    return icechunk.s3_storage(
+        bucket=place.bucket,
+        prefix=place.prefix,
+        region=_first(REGIONS) or "us-east-1",
+        endpoint_url=endpoint,
+        allow_http=bool(endpoint and endpoint.startswith("http://")),
+        force_path_style=endpoint is not None,
+        from_env=True,
+        network_stream_timeout_seconds=SILENCE,
+    )
+
+
+def _first(names: tuple[str, ...]) -> str | None:
+    return next((value for name in names if (value := os.environ.get(name))), None)
+
+
+def _settings(place: Location) -> icechunk.RepositoryConfig | None:
+    if not isinstance(place, S3):
+        return None
+    retries = icechunk.StorageRetriesSettings(TRIES, FIRST_WAIT, LAST_WAIT)
+    return icechunk.RepositoryConfig(storage=icechunk.StorageSettings(retries=retries))
+
+
+def exists(place: Location) -> bool:
+    """Whether a repository lies there; ConfigError where a bucket cannot be asked."""
+    if not isinstance(place, S3):
+        return place.is_dir() and icechunk.Repository.exists(storage(place))
+    with told(place):
+        return icechunk.Repository.exists(storage(place))
+
+
+def opened(place: Location) -> icechunk.Repository:
+    """Open the repository that lies there."""
+    with told(place):
+        return icechunk.Repository.open(storage(place), _settings(place))
+
+
+def opened_or_made(place: Location) -> icechunk.Repository:
+    """Open the repository that lies there, or begin one."""
+    with told(place):
+        return icechunk.Repository.open_or_create(storage(place), _settings(place))
+
+
+@contextmanager
+def told(place: Location) -> Iterator[None]:
+    """Say in plain words, as a ConfigError, why a bucket refused; other errors pass."""
+    try:
+        yield
+    except icechunk.IcechunkError as error:
+        if isinstance(place, S3) and (said := refusal(str(error))):
+            raise ConfigError(redact.text(f"{place}: {said}")) from error
+        raise
+
+
+def refusal(message: str) -> str | None:
+    """What Icechunk's error says of a bucket: expected and found; None where it is of something else."""
+    where = _first(ENDPOINTS) or "Amazon S3"
+    if "loading credentials" in message or "no providers in chain" in message:
+        return f"expected {_CREDENTIALS}; found none"
+    if code := _CODE.search(message):
+        return f"expected {_EXPECTED.get(code[1], 'an answer')}; {where} says {code[1]}"
+    if re.search(r"dispatch failure|timeout|timed out|service error|response error", message):
+        last = " ".join(message.strip().splitlines()[-1].lstrip("|`-> ").split())
+        return f"expected a bucket that answers (AWS_ENDPOINT_URL); {where} does not: {last}"
+    return None

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline import logs
+from pipeline import logs, redact
 
 if TYPE_CHECKING:
     from pipeline.config import RunConfig
@@ -58,7 +58,15 @@ def watched(config: RunConfig, run_id: str) -> Iterator[None]:
     """Watch a run: its log names it, goes to Prefect, holds no secret; at the end, well or not, metrics are left."""
     from pipeline import metrics
 
-    with _logged(run_id), logs.about(run_id=run_id), metrics.recorded(config):
+    with discreet(), _logged(run_id), logs.about(run_id=run_id), metrics.recorded(config):
+        yield
+
+
+@contextmanager
+def discreet() -> Iterator[None]:
+    """Let neither Prefect's log nor an error that leaves the block, whose text Prefect keeps, hold a secret."""
+    _make_safe(logs.wanted())
+    with redact.errors():
         yield
 
 
@@ -66,7 +74,6 @@ def watched(config: RunConfig, run_id: str) -> Iterator[None]:
 def _logged(run_id: str) -> Iterator[None]:
     """Send our log where Prefect's goes, unless the command line took it; other libraries speak as we do."""
     logger = logging.getLogger("aqnet")
-    _make_safe(logs.wanted())
     if not logger.propagate:
         yield
         return

@@ -12,7 +12,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 
 from flows import environment
-from pipeline import report, shards, stages
+from pipeline import redact, report, shards, stages
 from pipeline.config import Month, RunConfig
 from pipeline.errors import AqnetError
 
@@ -32,7 +32,7 @@ def passing(_task: Any, _task_run: TaskRun, state: State) -> bool:
 def stage(function: Callable[P, R]) -> Callable[P, R]:
     """Make a task of a stage. Data is handed over in memory: it is large, and a repeated run must do its work."""
     return Task(
-        function,
+        environment.discreet()(function),
         retries=len(BACKOFF),
         retry_delay_seconds=list(BACKOFF),
         retry_condition_fn=passing,
@@ -124,5 +124,7 @@ def reanalysis(
             outlook(run)
         validate(run)
         publish(run)
-    create_markdown_artifact(report.as_markdown(run), key="reanalysis-report", description="What the run took and made")
+    create_markdown_artifact(
+        redact.text(report.as_markdown(run)), key="reanalysis-report", description="What the run took and made"
+    )
     return run

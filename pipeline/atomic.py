@@ -10,6 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+#: Bytes that a disk must take before a failure to write is somebody else's.
+_PROBE = 1 << 20
+
 
 @contextmanager
 def replacing(target: Path) -> Iterator[Path]:
@@ -17,6 +20,11 @@ def replacing(target: Path) -> Iterator[Path]:
 
     When the block raises, what it wrote goes and `target` stays as it was. A file is replaced in one step. A folder
     that replaces a folder takes two renames: a kill between them leaves the former one as ``.<name>.old``.
+
+    Raises
+    ------
+    OSError
+        What the disk says, where it refuses; libraries such as HDF5 raise something else instead.
     """
     part = target.with_name(f".{target.name}.part")
     remove(part)
@@ -26,8 +34,25 @@ def replacing(target: Path) -> Iterator[Path]:
             _replace_folder(part, target)
         else:
             os.replace(part, target)
+    except (RuntimeError, PermissionError) as error:
+        if (refusal := _refusal(target)) is not None:
+            raise refusal from error
+        raise
     finally:
         remove(part)
+
+
+def _refusal(target: Path) -> OSError | None:
+    """What the disk says to a small file beside `target`; None where it takes it."""
+    probe = target.with_name(f".{target.name}.probe")
+    try:
+        write_bytes(probe, bytes(_PROBE))
+    except OSError as error:
+        error.filename = str(target)
+        return error
+    finally:
+        remove(probe)
+    return None
 
 
 def _replace_folder(part: Path, target: Path) -> None:
@@ -45,11 +70,15 @@ def _replace_folder(part: Path, target: Path) -> None:
 def write_bytes(target: Path, data: bytes) -> None:
     """Write a file whole and on the disk before it has its name; a power cut leaves the former one or this one."""
     part = target.with_name(f".{target.name}.part")
-    with part.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, target)
+    try:
+        with part.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, target)
+    except OSError:
+        remove(part)
+        raise
     folder = os.open(target.parent, os.O_RDONLY)
     try:
         os.fsync(folder)

@@ -1,8 +1,9 @@
 """What must never be told: secrets of the environment and of addresses, taken out of whatever is said.
 
 A secret is the value of an environment variable whose name looks like one (`NAME`), the user and password of an
-address, a value in its query under such a name, and what an ``Authorization`` header carries. Values shorter than
-`LEAST`, and plain words such as ``false``, stay: taking them out would make every line unreadable.
+address (of every variable: a proxy's, a database's), a value in its query under such a name, what an ``Authorization``
+header carries, and what `know` was told. Values shorter than `LEAST`, and plain words such as ``false``, stay: taking
+them out would make every line unreadable.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping
+from base64 import b64encode
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
-from urllib.parse import quote, quote_plus
+from urllib.parse import quote, quote_plus, unquote
 
 HIDDEN = "***"
 LEAST = 4
@@ -22,6 +25,11 @@ LEAST = 4
 NAME = re.compile(r"KEY|SECRET|TOKEN|PASSW|PASSPHRASE|CREDENTIAL", re.IGNORECASE)
 _PLAIN = frozenset({"true", "false", "none", "null"})
 
+#: Password of an address.
+_PASSWORD = re.compile(r"://[^/?#\s:@]*:([^/?#\s\"'<>]+)@")
+
+_known: set[str] = set()
+
 _RULES = (
     (re.compile(r"(?<=://)[^/?#\s\"'<>]*@"), f"{HIDDEN}@"),
     (re.compile(rf"([?&;][^=&\s]*(?:{NAME.pattern}|signature)[^=&\s]*=)[^&\s\"'<>]+", re.IGNORECASE), rf"\1{HIDDEN}"),
@@ -29,12 +37,19 @@ _RULES = (
 )
 
 
+def know(secret: str) -> None:
+    """Take a value that no variable holds (of a Prefect block, say) out of all that this process says from now on."""
+    _known.update(_spellings(secret))
+
+
 def secrets(environment: Mapping[str, str] | None = None) -> list[str]:
     """Texts that must not be told, longest first: values of variables that look secret, and how they may be written."""
-    found: set[str] = set()
+    found = set(_known) if environment is None else set()
     for name, value in (os.environ if environment is None else environment).items():
         if NAME.search(name):
             found |= _spellings(value)
+        for password in _PASSWORD.findall(value):
+            found |= _spellings(password) | _spellings(unquote(password))
     return sorted(found, key=len, reverse=True)
 
 
@@ -42,7 +57,12 @@ def _spellings(value: str) -> set[str]:
     """A value as it is, in an address, quoted, on one line, and each of its longer lines (of a private key, say)."""
     lines = {line.strip() for line in value.splitlines() if len(line.strip()) >= 4 * LEAST}
     written = {value, value.strip(), quote(value), quote(value, safe=""), quote_plus(value), " ".join(value.split())}
-    written |= {repr(value)[1:-1], json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1]}
+    written |= {
+        b64encode(value.encode()).decode(),
+        repr(value)[1:-1],
+        json.dumps(value)[1:-1],
+        json.dumps(value, ensure_ascii=False)[1:-1],
+    }
     return {one for one in written | lines if len(one) >= LEAST and one.lower() not in _PLAIN}
 
 
@@ -71,3 +91,28 @@ def value(said: Any, known: list[str] | None = None) -> Any:
 
 def _secret_field(name: object, said: Any) -> bool:
     return isinstance(said, str) and bool(NAME.search(str(name)))
+
+
+@contextmanager
+def errors() -> Iterator[None]:
+    """Take secrets out of an exception that leaves the block: Prefect keeps its text in its database.
+
+    The exception stays the one it is where its text can be mended; it is a RuntimeError that names it where not.
+    """
+    try:
+        yield
+    except Exception as error:
+        known = secrets()
+        _mend(error, known)
+        said = f"{error} {error!r}"
+        if text(said, known) != said:
+            raise RuntimeError(text(f"{type(error).__name__}: {error}", known)) from None
+        raise
+
+
+def _mend(error: BaseException, known: list[str]) -> None:
+    """Take secrets out of what an exception is said by."""
+    error.args = tuple(text(one, known) if isinstance(one, str) else one for one in error.args)
+    for name in ("strerror", "filename", "filename2"):  # an OSError is said by these
+        if isinstance(said := getattr(error, name, None), str):
+            setattr(error, name, text(said, known))

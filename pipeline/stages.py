@@ -25,7 +25,7 @@ from pipeline.atomic import replacing
 from pipeline.config import Month, RunConfig, naive
 from pipeline.contract import HOUR
 from pipeline.cube import metadata, repository, revisions, store, write
-from pipeline.errors import ProductError
+from pipeline.errors import ProductError, telling_storage
 from pipeline.grid import Grid
 from pipeline.location import Location
 from pipeline.offer import publication
@@ -122,7 +122,16 @@ def begin(
     ------
     ConfigError, InputError, ProductError
         Before any work, when weights, input or cube do not allow this run.
+    StorageError
+        At any time, when the disk of the output folder is full, read-only or broken.
     """
+    with telling_storage(config.out), _begin(config, run_id, reason, notes) as run:
+        yield run
+
+
+@contextmanager
+def _begin(config: RunConfig, run_id: str, reason: str | None, notes: Mapping[str, str] | None) -> Iterator[Run]:
+    """As `begin`, with errors of the disk as they come."""
     cube = output.cube(config.out, config.store)
     store.exists(cube)  # a bucket that refuses is found out before any work
     grid, network = config.grid(), analyse.load(config.weights)

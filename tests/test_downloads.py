@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from pipeline import output, stages
 from pipeline.config import RunConfig
 from pipeline.cube import write
 from pipeline.grid import Grid
-from pipeline.products import downloads
+from pipeline.products import downloads, export
 from pipeline.twin.simulate import Simulation
 from tests.test_write import make_block
 from tests.test_write import run as write_run
@@ -94,3 +95,23 @@ def monthly(cube: Path, folder: Path, month: str) -> set[str]:
     downloads.cut(downloads.Part((hours,), "interim", False, "test", "0.1.0"), write.open_cube(cube), products)
     names = (path.stem.split("_") for path in products.glob("*_monthly_*.nc"))
     return {f"{parts[3]}_{parts[-1]}" for parts in names}
+
+
+def test_the_file_of_a_year_is_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A backfill touches twelve months of it."""
+    months = [np.datetime64(month, "M").astype("M8[h]") for month in ("2019-01", "2019-02", "2019-03")]
+    write_run(
+        tmp_path / "cube", *(int(hour.astype(int)) for hour in months[::2]), grid=Grid((110, 36, 110.2, 36.1), 0.1)
+    )
+    written: list[tuple[str, str | None]] = []
+    real = export.export_files
+
+    def counted(cube: xr.Dataset, folder: Path, cut: export.Cut, *named: str) -> list[Path]:
+        written.append((cut.stream, cut.frequency))
+        return real(cube, folder, cut, *named)
+
+    monkeypatch.setattr(export, "export_files", counted)
+    part = downloads.Part(tuple(pairwise(months)), "interim", False, "test", "0.1.0")
+    files = downloads.cut(part, write.open_cube(tmp_path / "cube"), tmp_path / "products")
+    assert written.count(("interim", "monthly")) == 1
+    assert "monthly 2019" in files

@@ -65,9 +65,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--fault", action="append", choices=FAULTS, default=[])
     parser.add_argument("--stage", action="append", default=[])
-    parser.add_argument(
-        "--folder", type=Path, help="where to work; kept (a temporary folder, removed when all is well)"
-    )
+    parser.add_argument("--folder", type=Path, help="where to work; it is kept (temporary)")
     parser.add_argument("--json", type=Path, help="file to add each outcome to, a line each")
     asked = parser.parse_args()
     folder = asked.folder or Path(mkdtemp(prefix="matrix-"))

@@ -87,7 +87,7 @@ def _run(words: list[str], folder: Path, log: Path) -> None:
     with log.open("ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))
+    sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
     os.environ[points.FOLDER] = str(folder)
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""Faults of the place a run works in: each is brought about while the run waits at a point, and lifted after its end."""
+"""Faults of the place a run works in, brought about while the run waits at a point, and lifted after its end."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
-import icechunk
 import zarr
 from numpy.random import Generator
 
@@ -71,6 +70,8 @@ class Kill(Fault):
 
 class KillWhole(Kill):
     """SIGKILL to the process of a whole `aqnet run`; its ephemeral Prefect server is left to end by itself."""
+
+    stages = ("ingest", "analyse", "validate", "publish: main moves", "publish: downloads")
 
 
 class DiskFull(Fault):
@@ -195,7 +196,7 @@ _BEFORE = tuple(points.POINTS)[: tuple(points.POINTS).index("publish: main moved
 
 
 class MainMoved(Fault):
-    """Somebody else, who does not know the lock, publishes a revision of the same values between base and publication."""
+    """Somebody else, who does not know the lock, publishes a revision between base and publication."""
 
     stages, ends = _BEFORE, (1,)
 

@@ -1,8 +1,8 @@
 """Places in a run where it can be stopped to be disturbed, whichever process makes it.
 
 A run in which the points are installed looks at each for the file ``plan`` in the folder that `FOLDER` names. Where
-``plan`` holds the point's name the run writes its process to ``reached`` and waits for the file ``go``. The first process
-that comes to a planned point takes it; later ones pass.
+``plan`` holds the point's name the run writes its process to ``reached`` and waits for the file ``go``. The first
+process that comes to a planned point takes it; later ones pass.
 """
 
 from __future__ import annotations

@@ -67,14 +67,17 @@ def cut(part: Part, cube: xr.Dataset, folder: Path, observed: Sequence[xr.DataAr
     """
     files: dict[str, Path] = {}
     dots = {values["time"].values[0].astype("M8[M]"): values for values in observed}
-    for month in sorted({first.astype("M8[M]") for first, _ in part.months}):
-        held = cube.sel(time=slice(month.astype("M8[h]"), (month + 1).astype("M8[h]") - HOUR))
-        for stream in (part.stream, *(other for other in ("interim", "final") if other != part.stream)):
-            made = _cut_month(part, held, stream, folder, dots.get(month))
-            _remove_others(part, stream, str(month), folder, set(made.values()))
-            if month < (over := _months_over(cube)):
-                made |= _cut_year(part, cube, stream, (month.astype("M8[Y]"), over), folder)
-            files |= {name if stream == part.stream else f"{stream} {name}": path for name, path in made.items()}
+    months = sorted({first.astype("M8[M]") for first, _ in part.months})
+    over = _months_over(cube)
+    years = sorted({month.astype("M8[Y]") for month in months if month < over})
+    for stream in (part.stream, *(other for other in ("interim", "final") if other != part.stream)):
+        made: dict[str, Path] = {}
+        for month in months:
+            held = cube.sel(time=slice(month.astype("M8[h]"), (month + 1).astype("M8[h]") - HOUR))
+            made |= _cut_month(part, held, stream, str(month), folder, dots.get(month))
+        for year in years:
+            made |= _cut_year(part, cube, stream, (year, over), folder)
+        files |= {name if stream == part.stream else f"{stream} {name}": path for name, path in made.items()}
     return files | (_cut_outlook(part, cube, folder) if part.ahead else {})
 
 
@@ -101,20 +104,20 @@ def _cut_year(
 
 
 def _cut_month(
-    part: Part, cube: xr.Dataset, stream: str, folder: Path, observed: xr.DataArray | None
+    part: Part, cube: xr.Dataset, stream: str, month: str, folder: Path, observed: xr.DataArray | None
 ) -> dict[str, Path]:
     """NetCDF of the hours and days of a stream in one month, and their map; nothing where it has no hour."""
-    if not (cube["stream"].values == STREAMS[stream]).any():
-        return {}
-    hours = export.subset(cube, stream)
-    month, named = str(hours["time"].values[0].astype("M8[M]")), (part.domain, part.version)
-    (path,) = export.export_files(cube, folder, Cut(stream), "netcdf", *named)
-    files = {f"netcdf {month}": path}
-    if aggregate.days(hours, 0):
-        (files[f"daily {month}"],) = export.export_files(cube, folder, Cut(stream, "daily"), "netcdf", *named)
-    if drawable(cube):
-        dots = observed if observed is not None and _covers(observed, hours) else None
-        files[f"map {month}"] = maps.summary_figure(hours, path.with_suffix(".png"), dots)
+    files: dict[str, Path] = {}
+    if (cube["stream"].values == STREAMS[stream]).any():
+        hours, named = export.subset(cube, stream), (part.domain, part.version)
+        (path,) = export.export_files(cube, folder, Cut(stream), "netcdf", *named)
+        files[f"netcdf {month}"] = path
+        if aggregate.days(hours, 0):
+            (files[f"daily {month}"],) = export.export_files(cube, folder, Cut(stream, "daily"), "netcdf", *named)
+        if drawable(cube):
+            dots = observed if observed is not None and _covers(observed, hours) else None
+            files[f"map {month}"] = maps.summary_figure(hours, path.with_suffix(".png"), dots)
+    _remove_others(part, stream, month, folder, set(files.values()))
     return files
 
 

@@ -1,6 +1,6 @@
 # aqnet-reanalysis: `make run` is all a new machine needs (Python 3.11, make, git).
 .DEFAULT_GOAL := help
-.PHONY: help run test lint tools faults gate publications crate traces fuzz planted bench storage train evaluate image clean
+.PHONY: help run test lint tools faults gate publications crate soak traces fuzz planted bench storage train evaluate image clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -36,6 +36,9 @@ crate: $(VENV)/.installed-dev ## validate an RO-Crate with rocrate-validator, in
 	@[ -d .venv-crate ] || $(BIN)/python -m venv .venv-crate
 	@.venv-crate/bin/python -m pip install -qq --disable-pip-version-check roc-validator==0.13.0 rocrate==0.16.0
 	@AQNET_ROCRATE_PYTHON=$(CURDIR)/.venv-crate/bin/python $(BIN)/python -m pytest -q tests/test_crate.py
+
+soak: $(VENV)/.installed-dev ## 48 real hours through a Prefect server on PostgreSQL, beside one batch run (ARGS="...")
+	@$(BIN)/python -m benchmarks.soak ../shared/data/cnemc $(ARGS)
 
 traces: $(VENV)/.installed-dev ## trace 1,000 random cell-hours and look up every line they name
 	@$(BIN)/python -m benchmarks.trace $(ARGS)

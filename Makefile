@@ -1,6 +1,6 @@
 # aqnet-reanalysis: `make run` is all a new machine needs (Python 3.11, make, git).
 .DEFAULT_GOAL := help
-.PHONY: help run test lint tools faults gate publications crate soak traces fuzz planted bench storage train evaluate image clean
+.PHONY: help run test lint tools faults matrix gate publications crate soak traces fuzz planted bench storage train evaluate image clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -25,6 +25,9 @@ lint: $(VENV)/.installed-dev ## ruff, mypy, import-linter
 faults: $(VENV)/.installed-dev ## kill runs, ingests and fetches at every stage and look at what readers see
 	@AQNET_TEST_ALL_FAULTS=1 $(BIN)/python -m pytest -q tests/test_faults.py tests/test_faults_store.py \
 	    tests/test_faults_fetch.py tests/test_publications.py tests/test_gate.py tests/test_catalog.py
+
+matrix: $(VENV)/.installed-dev ## disturb runs 200 times, every fault at every stage (ARGS="--runs 20")
+	@$(BIN)/python -m benchmarks.matrix $(ARGS)
 
 gate: $(VENV)/.installed-dev ## run the release gate on 20 simulated networks, clean, and with every defect planted (ARGS="...")
 	@$(BIN)/python -m benchmarks.gate $(ARGS)

@@ -1,0 +1,101 @@
+"""A seeded share of the fault matrix, and that its judges are no rubber stamps; `make matrix` plays all of it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.matrix import scene
+from benchmarks.matrix.cell import Cell, play
+from benchmarks.matrix.faults import CLOCK, FAULTS
+from benchmarks.matrix.reader import digest, look
+from pipeline import atomic
+from pipeline.errors import InputError, StorageError, telling_storage
+
+ROOT_ONLY = {"disk full", "read-only store"}
+
+SHARE = (
+    Cell("kill -9 of the run", "publish: main moved", 1),
+    Cell("disk full", "publish: downloads", 1),
+    Cell("read-only store", "analyse", 1),
+    Cell("corrupted input", "ingest", 1),
+    Cell("store conflict: main moved", "publish: main moves", 1),
+)
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> scene.Reference:
+    return scene.prepare(tmp_path_factory.mktemp("matrix"))
+
+
+@pytest.mark.parametrize("cell", SHARE, ids=lambda cell: f"{cell.fault}, {cell.stage}")
+def test_a_disturbed_run_loses_nothing_and_one_command_recovers(
+    cell: Cell, reference: scene.Reference, tmp_path: Path
+) -> None:
+    if cell.fault in ROOT_ONLY and os.geteuid() != 0:
+        pytest.skip(f"{cell.fault}: needs root, to mount a disk of its own")
+    outcome = play(cell, reference, tmp_path)
+    assert outcome.problems == []
+    assert (outcome.lost, outcome.wrong) == (0, 0)
+    assert outcome.readings > 0
+    assert outcome.recovered == "next run"
+
+
+def test_every_fault_has_stages_and_clocks_are_asked_for_by_name() -> None:
+    assert all(fault.stages for fault in FAULTS.values())
+    assert CLOCK.startswith("FAKETIME")
+
+
+def test_a_reader_tells_half_products(reference: scene.Reference, tmp_path: Path) -> None:
+    out = shutil.copytree(reference.first, tmp_path / "out")
+    whole = {digest(cube) for cube in reference.cubes()}
+    assert look(out, whole) == []
+    (out / "products" / "half.nc").write_bytes(b"CDF")
+    assert look(out, whole) == ["products: half.nc is not both there and in SHA256SUMS"]
+    assert any("none of the whole revisions" in problem for problem in look(out, set()))
+
+
+def test_lost_and_wrong_hours_are_counted(reference: scene.Reference) -> None:
+    first, second = reference.cubes()
+    lost, wrong = scene.hours_that_differ(first, second)
+    assert lost == 24  # the outlook of the first day became its analysis, the second day's outlook is not there
+    assert wrong > 0
+    assert scene.hours_that_differ(second, second) == (0, 0)
+    spoilt = second.copy(deep=True)
+    spoilt["pm2p5"].values[3] += np.float32(1)
+    assert scene.hours_that_differ(spoilt, second) == (0, 1)
+
+
+@pytest.mark.parametrize("said", ["Read-only file system (os error 30)", "x write failed: os error 30 | context: | 0:"])
+def test_what_a_disk_says_through_a_library_is_told_in_one_line(said: str, tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=r"^/.*: Read-only file system; let it be written again, then run it again$"):
+        with telling_storage(tmp_path):
+            raise ValueError("main moved") from RuntimeError(said)
+
+
+def test_other_errors_stay_what_they_are(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="line 3"), telling_storage(tmp_path):
+        raise InputError("line 3")
+    with pytest.raises(FileNotFoundError), telling_storage(tmp_path):
+        raise FileNotFoundError(errno.ENOENT, "no such file")
+
+
+def test_a_library_that_hides_a_refusing_disk_is_seen_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """HDF5 says "HDF error" of a full disk: the disk itself is asked."""
+
+    def full(_descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    target = tmp_path / "product.nc"
+    with pytest.raises(RuntimeError, match="HDF error"), atomic.replacing(target):
+        raise RuntimeError("NetCDF: HDF error")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left") as found, atomic.replacing(target):
+        raise RuntimeError("NetCDF: HDF error")
+    assert found.value.filename == str(target)
+    assert list(tmp_path.iterdir()) == []

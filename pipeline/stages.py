@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import icechunk
 import numpy as np
 import pandas as pd
 import xarray as xr
@@ -125,8 +126,20 @@ def begin(
     StorageError
         At any time, when the disk of the output folder is full, read-only or broken.
     """
-    with telling_storage(config.out), _begin(config, run_id, reason, notes) as run:
+    with telling_storage(config.out), _telling_conflicts(config.out), _begin(config, run_id, reason, notes) as run:
         yield run
+
+
+@contextmanager
+def _telling_conflicts(out: Path) -> Iterator[None]:
+    """Raise a ProductError where another run took the candidate away: one on a host that the lock does not reach."""
+    try:
+        yield
+    except icechunk.ConflictError as error:
+        raise ProductError(
+            f"{out}: another run is writing this cube, on a host that this one's lock does not reach; nothing was "
+            f"published; run it again when that one has ended"
+        ) from error
 
 
 @contextmanager
@@ -380,12 +393,17 @@ def hold_back(run: Run) -> str:
     with hold.folder(run.config.out, run.run_id) as folder:
         cube = write.open_cube(run.candidate.path, branch)
         for month, observed in zip(run.config.months(), run.observed, strict=True):
-            if downloads.drawable(cube):
+            if downloads.drawable(cube) and _estimated(cube, month):
                 downloads.draw_month(cube, month, observed, folder / f"{month[0].astype('M8[M]')}.png")
         _write_papers(run, folder)
         write_run_report(run, cube, folder / output.RUN_REPORT, folder)
         write_report(run, folder / output.REPORT)
     return branch
+
+
+def _estimated(cube: xr.Dataset, month: Month) -> bool:
+    """Whether the cube has any estimate in some hours, half open: without observations it has none."""
+    return bool(cube["pm2p5"].sel(time=slice(month[0], month[1] - HOUR)).notnull().any())
 
 
 def _write_papers(run: Run, folder: Path) -> dict[str, Path]:

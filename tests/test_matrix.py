@@ -7,6 +7,7 @@ import os
 import shutil
 from pathlib import Path
 
+import icechunk
 import numpy as np
 import pytest
 
@@ -14,8 +15,8 @@ from benchmarks.matrix import scene
 from benchmarks.matrix.cell import Cell, play
 from benchmarks.matrix.faults import CLOCK, FAULTS
 from benchmarks.matrix.reader import digest, look
-from pipeline import atomic
-from pipeline.errors import InputError, StorageError, telling_storage
+from pipeline import atomic, stages
+from pipeline.errors import InputError, ProductError, StorageError, telling_storage
 
 ROOT_ONLY = {"disk full", "read-only store"}
 
@@ -73,9 +74,15 @@ def test_lost_and_wrong_hours_are_counted(reference: scene.Reference) -> None:
 
 @pytest.mark.parametrize("said", ["Read-only file system (os error 30)", "x write failed: os error 30 | context: | 0:"])
 def test_what_a_disk_says_through_a_library_is_told_in_one_line(said: str, tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match=r"^/.*: Read-only file system; let it be written again, then run it again$"):
-        with telling_storage(tmp_path):
-            raise ValueError("main moved") from RuntimeError(said)
+    match = r"^/.*: Read-only file system; let it be written again, then run it again$"
+    with pytest.raises(StorageError, match=match), telling_storage(tmp_path):
+        raise ValueError("main moved") from RuntimeError(said)
+
+
+def test_a_candidate_that_another_host_took_away_is_told(tmp_path: Path) -> None:
+    gone = icechunk.ConflictError.__new__(icechunk.ConflictError)
+    with pytest.raises(ProductError, match="does not reach"), stages._telling_conflicts(tmp_path):
+        raise gone
 
 
 def test_other_errors_stay_what_they_are(tmp_path: Path) -> None:

@@ -37,6 +37,8 @@ START = datetime(2019, 12, 9, 6, tzinfo=UTC)
 HISTORY = timedelta(days=13)
 #: When the archive published its day files, later than everything that arrived by the hour.
 ARCHIVED = datetime(2020, 1, 1, tzinfo=UTC)
+#: From making the schedules to their first run: the server plans runs once a minute, and none that are over.
+LEAD = timedelta(seconds=90)
 DOMAIN = "soak"
 ENDED = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 
@@ -115,15 +117,16 @@ def operate(site: Site, archive: Archive, soak: Soak) -> list[dict[str, Any]]:
     """Run the schedule while data arrives; the runs of `hourly` as the API has them."""
     for name in ("hourly/hourly", "daily/daily", "verify/verify"):
         site.pause(name)
-    first = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=25)
+    first = datetime.now(UTC).replace(microsecond=0) + LEAD
     times = [first + timedelta(seconds=soak.every * number) for number in range(soak.runs)]
     given = [{"now": (START + HOUR * number).isoformat()} for number in range(soak.runs)]
     site.schedule("hourly/hourly", dict(zip(times, given, strict=True)))
+    wanted = {one["now"] for one in given}
+    prefect_site.wait(lambda: _planned(site) >= wanted, LEAD.total_seconds(), "the server to plan all runs")
     for number, at in enumerate(times):
         # a worker starts a process some seconds ahead and lets it wait: half an interval before is before all of it
         time.sleep(max(0.0, (at - datetime.now(UTC)).total_seconds() - soak.every / 2))
         _deliver(site.folder / "arrivals", archive, soak, number)
-    wanted = {at.isoformat()[:19] for at in times}
     prefect_site.wait(lambda: len(_ended(site, wanted)) == soak.runs, 60 * soak.runs, "the last runs to end")
     return _ended(site, wanted)
 
@@ -138,9 +141,14 @@ def _deliver(folder: Path, archive: Archive, soak: Soak, run: int) -> None:
         archive.cut(folder / "china_sites.zip", day, soak.end, ARCHIVED)
 
 
+def _planned(site: Site) -> set[str]:
+    return {run["parameters"]["now"] for run in site.runs("hourly") if "now" in run["parameters"]}
+
+
 def _ended(site: Site, wanted: set[str]) -> list[dict[str, Any]]:
+    """Runs that have one of those presents and are over."""
     found = [run for run in site.runs("hourly") if run["state_type"] in ENDED]
-    return [run for run in found if run["next_scheduled_start_time"] or run["expected_start_time"][:19] in wanted]
+    return [run for run in found if run["parameters"].get("now") in wanted]
 
 
 def batch(folder: Path, archive: Archive, soak: Soak) -> Path:

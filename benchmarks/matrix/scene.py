@@ -18,8 +18,8 @@ BBOX = (110.0, 36.0, 112.0, 38.0)
 DAYS = ("2019-12-01", "2019-12-02", "2019-12-03")
 OUTLOOK_HOURS = 24
 
-#: What may lie in an output folder beside what is offered: the locks.
-LOCKS = {f".{output.CUBE}.lock", f".{output.PRODUCTS}.lock"}
+#: What may lie in an output folder beside what is offered: locks, and what runs under Prefect leave for Prometheus.
+BESIDE = {f".{output.CUBE}.lock", f".{output.PRODUCTS}.lock", "metrics.prom", ".metrics.prom.lock"}
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ def hours_that_differ(found: xr.Dataset, wanted: xr.Dataset) -> tuple[int, int]:
 
 def _strangers(out: Path) -> list[str]:
     """Files that no run leaves when it ends well."""
-    known = {output.CUBE, output.PRODUCTS, *LOCKS}
+    known = {output.CUBE, output.PRODUCTS, *BESIDE}
     here = [path.name for path in out.iterdir() if path.name not in known]
     below = [str(path.relative_to(out)) for path in (out / output.PRODUCTS).rglob(".*")]
     return [f"left over: {name}" for name in sorted(here + below)]

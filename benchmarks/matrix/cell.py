@@ -85,6 +85,7 @@ def _disturb(cell: Cell, fault: Fault, place: Place, outcome: Outcome) -> None:
         outcome.status, outcome.said = run.end(), _last_words(run)
     finally:
         run.kill()
+        run.sweep()
         seen = reader.stop()
         fault.lift(place)
     outcome.readings = seen.count

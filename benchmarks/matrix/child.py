@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -62,6 +63,12 @@ class Run:
         """SIGKILL, to the run alone."""
         if self.status is None:
             os.kill(self.pid, signal.SIGKILL)
+
+    def sweep(self) -> None:
+        """End what a killed `aqnet run` left: its ephemeral Prefect server, which outlives it."""
+        if isinstance(self.process, subprocess.Popen):
+            with suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
 
     def end(self, patience: float = points.PATIENCE) -> int:
         """Wait for the end; the exit status."""

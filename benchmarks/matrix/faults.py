@@ -69,7 +69,7 @@ class Kill(Fault):
 
 
 class KillWhole(Kill):
-    """SIGKILL to the process of a whole `aqnet run`; its ephemeral Prefect server is left to end by itself."""
+    """SIGKILL to the process of a whole `aqnet run`, Prefect and pictures included."""
 
     stages = ("ingest", "analyse", "validate", "publish: main moves", "publish: downloads")
 

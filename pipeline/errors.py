@@ -66,7 +66,8 @@ def _refusal(error: BaseException, place: Path) -> OSError | None:
     """What the system said that led to an error, if it is one of `_REMEDIES`."""
     for one in _chain(error):
         if isinstance(one, OSError):
-            code, where = one.errno, one.filename or place
+            named = str(one.filename or "")  # without its folder where one was removed
+            code, where = one.errno, named if os.sep in named else place
         else:
             found = _OS_ERROR.search(str(one))
             code, where = int(found[1]) if found else None, place

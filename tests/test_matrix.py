@@ -105,3 +105,8 @@ def test_a_library_that_hides_a_refusing_disk_is_seen_through(tmp_path: Path, mo
         raise RuntimeError("NetCDF: HDF error")
     assert found.value.filename == str(target)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_named_without_its_folder_is_not_told_by_that_name(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=f"^{tmp_path}: No space left"), telling_storage(tmp_path):
+        raise OSError(errno.ENOSPC, "", "report.html")

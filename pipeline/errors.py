@@ -54,6 +54,8 @@ def telling_storage(place: Path) -> Iterator[None]:
     """
     try:
         yield
+    except (ConfigError, InputError):
+        raise  # what was read, which these name better
     except Exception as error:
         refusal = _refusal(error, place)
         if refusal is None:

@@ -86,7 +86,7 @@ def test_a_candidate_that_another_host_took_away_is_told(tmp_path: Path) -> None
 
 def test_other_errors_stay_what_they_are(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="line 3"), telling_storage(tmp_path):
-        raise InputError("line 3")
+        raise InputError("line 3") from OSError(errno.EIO, "broken")
     with pytest.raises(FileNotFoundError), telling_storage(tmp_path):
         raise FileNotFoundError(errno.ENOENT, "no such file")
 

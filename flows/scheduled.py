@@ -67,12 +67,20 @@ def take_in(settings: RunConfig, arrivals: Arrivals, now: datetime) -> int:
     if arrivals.fetch_hours:
         began = now - timedelta(hours=arrivals.fetch_hours)
         fetch.fetch(fetch.Query(arrivals.network, began, now, settings.bbox), arrivals.path)
+    if is_empty(arrivals.path):
+        logger.info("%s: nothing has arrived yet", arrivals.path)
+        return 0
     files = arrivals.network, arrivals.path, arrivals.stations
     done = ingesting.ingest(settings.input, *files, keep_going=arrivals.keep_going)
     logger.info(done.as_text(settings.input))
     for problem in done.refused:
         logger.warning("left out: %s", problem)
     return int(done.changes["hour"].nunique())
+
+
+def is_empty(path: Path) -> bool:
+    """Whether a path is a folder without a file: nothing has arrived, which is no error; that there is none is one."""
+    return path.is_dir() and not any(one.is_file() and not one.name.startswith(".") for one in path.iterdir())
 
 
 def make(config: Path, due: schedule.Due, reason: str) -> list[str] | State[str]:

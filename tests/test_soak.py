@@ -87,6 +87,17 @@ def test_runs_at_once_are_seen() -> None:
     assert soak.overlaps([{"start_time": start, "end_time": end} for start, end in spans]) == 1
 
 
+def test_an_empty_folder_of_arrivals_is_no_error_but_an_absent_one_is(tmp_path: Path) -> None:
+    from flows.scheduled import is_empty
+
+    assert is_empty(tmp_path)
+    assert not is_empty(tmp_path / "absent")
+    (tmp_path / ".half.part").touch()
+    assert is_empty(tmp_path)
+    (tmp_path / "2019-12-09T15.csv").touch()
+    assert not is_empty(tmp_path)
+
+
 @pytest.mark.skipif("AQNET_TEST_SOAK" not in os.environ, reason="takes minutes; AQNET_TEST_SOAK=1 runs it")
 def test_a_few_hours_on_a_server(shared_data: Path, tmp_path: Path) -> None:
     tmp_path.chmod(0o755)

@@ -41,6 +41,9 @@ logger = logging.getLogger("aqnet")
 #: Share of land cells that may lack an estimate while some station reports: a region may be silent for hours.
 MAX_MISSING = 0.5
 
+#: What Icechunk says of a commit whose time is not that of the store.
+_CLOCK = "snapshot timestamp is invalid"
+
 
 @dataclass
 class Stage:
@@ -132,13 +135,20 @@ def begin(
 
 @contextmanager
 def _telling_conflicts(out: Path) -> Iterator[None]:
-    """Raise a ProductError where another run took the candidate away: one on a host that the lock does not reach."""
+    """Raise a ProductError where the cube refused a commit: another host took the candidate away, or clocks differ."""
     try:
         yield
     except icechunk.ConflictError as error:
         raise ProductError(
             f"{out}: another run is writing this cube, on a host that this one's lock does not reach; nothing was "
             f"published; run it again when that one has ended"
+        ) from error
+    except icechunk.IcechunkError as error:
+        if _CLOCK not in str(error):
+            raise
+        raise ProductError(
+            f"{out}: the clock of this machine is wrong by more than 10 minutes beside the store's; nothing was "
+            f"published; set it (`aqnet doctor`), then run it again"
         ) from error
 
 

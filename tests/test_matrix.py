@@ -84,6 +84,14 @@ def test_a_candidate_that_another_host_took_away_is_told(tmp_path: Path) -> None
         raise gone
 
 
+def test_a_clock_that_jumped_is_told(tmp_path: Path) -> None:
+    said = "x session error: snapshot timestamp is invalid, please verify if the machine clock has drifted"
+    with pytest.raises(ProductError, match="set it"), stages._telling_conflicts(tmp_path):
+        raise icechunk.IcechunkError(said)
+    with pytest.raises(icechunk.IcechunkError, match="other"), stages._telling_conflicts(tmp_path):
+        raise icechunk.IcechunkError("other")
+
+
 def test_other_errors_stay_what_they_are(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="line 3"), telling_storage(tmp_path):
         raise InputError("line 3") from OSError(errno.EIO, "broken")

@@ -10,10 +10,18 @@ from __future__ import annotations
 import functools
 import importlib
 import os
+import select
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+if "FAKETIME_TIMESTAMP_FILE" in os.environ:  # libfaketime breaks the system call that `time.sleep` makes
+
+    def _sleep(seconds: float) -> None:
+        select.select([], [], [], seconds)
+
+    time.sleep = _sleep
 
 #: Environment variable with the folder of ``plan``, ``reached`` and ``go``.
 FOLDER = "MATRIX_FOLDER"

@@ -101,11 +101,26 @@ def wanted() -> str:
     return asked if asked in FORMATS else FORMATS[0]
 
 
+def _fitting(record: logging.LogRecord) -> logging.LogRecord:
+    """A record whose message can be made: arguments that do not fit stand behind it."""
+    try:
+        record.getMessage()
+    except Exception:
+        other = logging.makeLogRecord(vars(record))
+        other.msg, other.args = f"{record.msg} {record.args}", None
+        return other
+    return record
+
+
 class JsonLines(JsonFormatter):
     """One JSON object a line: `FIELDS`, extras, and an exception as a field, without secrets."""
 
     def __init__(self) -> None:
         super().__init__(json_ensure_ascii=False)
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Format a record, one whose arguments do not fit its message, too."""
+        return str(super().format(_fitting(record)))
 
     def add_fields(self, log_data: dict[str, Any], record: logging.LogRecord, message_dict: dict[str, Any]) -> None:
         """Put the fields of a record in order; an extra cannot take the place of one of `FIELDS`."""
@@ -138,8 +153,16 @@ class Hiding(logging.Formatter):
         self.inner = inner
 
     def format(self, record: logging.LogRecord) -> str:
-        """Format a record and take secrets out."""
-        return redact.text(self.inner.format(record))
+        """Format a record and take secrets out; one that does not fit the form is said by its message alone.
+
+        Logging itself would show such a record with all its arguments as they are.
+        """
+        record = _fitting(record)
+        try:
+            said = self.inner.format(record)
+        except Exception:
+            said = f"{record.levelname} {record.getMessage()}"
+        return redact.text(said)
 
 
 def exception(error: BaseException) -> dict[str, str]:

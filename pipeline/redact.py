@@ -49,7 +49,7 @@ def secrets(environment: Mapping[str, str] | None = None) -> list[str]:
         if NAME.search(name):
             found |= _spellings(value)
         for password in _PASSWORD.findall(value):
-            found |= _spellings(password) | _spellings(unquote(password))
+            found |= _spellings(password) | _spellings(unquote(password)) | {_base64(value)}
     return sorted(found, key=len, reverse=True)
 
 
@@ -57,13 +57,13 @@ def _spellings(value: str) -> set[str]:
     """A value as it is, in an address, quoted, on one line, and each of its longer lines (of a private key, say)."""
     lines = {line.strip() for line in value.splitlines() if len(line.strip()) >= 4 * LEAST}
     written = {value, value.strip(), quote(value), quote(value, safe=""), quote_plus(value), " ".join(value.split())}
-    written |= {
-        b64encode(value.encode()).decode(),
-        repr(value)[1:-1],
-        json.dumps(value)[1:-1],
-        json.dumps(value, ensure_ascii=False)[1:-1],
-    }
-    return {one for one in written | lines if len(one) >= LEAST and one.lower() not in _PLAIN}
+    written |= {repr(value)[1:-1], json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1]}
+    told = {one for one in written | lines if len(one) >= LEAST and one.lower() not in _PLAIN}
+    return told | {_base64(one) for one in told & {value}}
+
+
+def _base64(value: str) -> str:
+    return b64encode(value.encode(errors="surrogateescape")).decode()
 
 
 def text(said: str, known: list[str] | None = None) -> str:
@@ -95,24 +95,65 @@ def _secret_field(name: object, said: Any) -> bool:
 
 @contextmanager
 def errors() -> Iterator[None]:
-    """Take secrets out of an exception that leaves the block: Prefect keeps its text in its database.
+    """Take secrets out of an exception that leaves the block, and of those behind it: Prefect keeps them, pickled.
 
-    The exception stays the one it is where its text can be mended; it is a RuntimeError that names it where not.
+    They stay what they are, without the objects (requests, say) that those of other libraries carry. One whose text
+    cannot be mended is named by a RuntimeError.
     """
     try:
         yield
     except Exception as error:
-        known = secrets()
-        _mend(error, known)
-        said = f"{error} {error!r}"
-        if text(said, known) != said:
-            raise RuntimeError(text(f"{type(error).__name__}: {error}", known)) from None
+        known, said = secrets(), f"{type(error).__name__}: {error}"
+        for one in _behind(error):
+            _mend(one, known)
+        if not _mended(error, known):
+            raise RuntimeError(text(said, known)) from None
         raise
+
+
+def _behind(error: BaseException | None) -> Iterator[BaseException]:
+    """An exception, and what it came from."""
+    todo, seen = [error], set[int]()
+    while todo:
+        one = todo.pop()
+        if one is not None and id(one) not in seen:
+            seen.add(id(one))
+            yield one
+            todo += [one.__cause__, one.__context__]
 
 
 def _mend(error: BaseException, known: list[str]) -> None:
     """Take secrets out of what an exception is said by."""
-    error.args = tuple(text(one, known) if isinstance(one, str) else one for one in error.args)
+    error.args = tuple(_without(one, known) for one in error.args)
     for name in ("strerror", "filename", "filename2"):  # an OSError is said by these
         if isinstance(said := getattr(error, name, None), str):
             setattr(error, name, text(said, known))
+    ours = type(error).__module__.startswith("pipeline.")
+    for name, said in list(vars(error).items()):
+        if isinstance(said, _KEPT):
+            vars(error)[name] = _without(said, known)
+        elif not ours:
+            del vars(error)[name]
+
+
+#: What may stay in an exception.
+_KEPT = (str, bytes, int, float, list, tuple, dict, type(None))
+
+
+def _without(said: Any, known: list[str]) -> Any:
+    """A value of the same kind without secrets; a text where that of an object holds one."""
+    if isinstance(said, dict):
+        return {_without(name, known): _without(one, known) for name, one in said.items()}
+    if type(said) in (list, tuple):
+        return type(said)(_without(one, known) for one in said)
+    told = said if isinstance(said, str) else str(said)
+    without = text(told, known)
+    return said if without == told else without
+
+
+def _mended(error: BaseException, known: list[str]) -> bool:
+    try:
+        said = f"{error} {error!r}"
+    except Exception:  # it is said by what was taken from it
+        return False
+    return text(said, known) == said

@@ -299,7 +299,7 @@ def test_prefects_lines_are_ours_in_form_and_without_secrets(
     speaker.addHandler(PrefectConsoleHandler(stream=stream))
     speaker.setLevel(logging.INFO)  # flows that ran before have made it silent
     try:
-        with environment._logged("r-1"), logs.about(run_id="r-1"):
+        with environment.discreet(), environment._logged("r-1"), logs.about(run_id="r-1"):
             speaker.error("failed with %s :warning: [bold]", secrets["MY_TOKEN"])
     finally:
         speaker.handlers[:] = before
@@ -316,7 +316,7 @@ def test_other_libraries_speak_json_and_tell_no_secret_when_the_command_runs_a_f
     stream, other = io.StringIO(), logging.getLogger("a_library_of_others")
     other.addHandler(PrefectConsoleHandler(stream=stream))
     other.setLevel(logging.INFO)
-    with environment._logged("r-1"), logs.about(run_id="r-1"):
+    with environment.discreet(), environment._logged("r-1"), logs.about(run_id="r-1"):
         other.info("at tcp://me:%s@host", secrets["MY_TOKEN"])
     other.handlers.clear()
     line = json.loads(stream.getvalue())

@@ -88,7 +88,8 @@ def _client(workers: int) -> Iterator[Client]:
             logger.info("months side by side: %d workers at %s", len(client.scheduler_info()["workers"]), address)
             yield client
         return
-    local = LocalCluster(n_workers=workers, threads_per_worker=1, memory_limit=None, dashboard_address=None)
+    anywhere = "127.0.0.1:0"  # two runs on one machine do not meet at Dask's usual port
+    local = LocalCluster(n_workers=workers, threads_per_worker=1, memory_limit=None, dashboard_address=anywhere)
     with local, Client(local) as client:
         logger.info("months side by side: %d processes here", workers)
         yield client

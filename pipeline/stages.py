@@ -41,8 +41,8 @@ logger = logging.getLogger("aqnet")
 #: Share of land cells that may lack an estimate while some station reports: a region may be silent for hours.
 MAX_MISSING = 0.5
 
-#: What Icechunk says of a commit whose time is not that of the store.
-_CLOCK = "snapshot timestamp is invalid"
+#: What Icechunk says of a commit whose time is not that of the store, or before that of the snapshot it follows.
+_CLOCK = ("snapshot timestamp is invalid", "invalid snapshot timestamp ordering")
 
 
 @dataclass
@@ -144,11 +144,11 @@ def _telling_conflicts(out: Path) -> Iterator[None]:
             f"published; run it again when that one has ended"
         ) from error
     except icechunk.IcechunkError as error:
-        if _CLOCK not in str(error):
+        if not any(said in str(error) for said in _CLOCK):
             raise
         raise ProductError(
-            f"{out}: the clock of this machine is wrong by more than 10 minutes beside the store's; nothing was "
-            f"published; set it (`aqnet doctor`), then run it again"
+            f"{out}: the clock of this machine does not agree with the times in the cube or with its store's clock; "
+            f"nothing was published; set it (`aqnet doctor`), then run it again"
         ) from error
 
 

@@ -46,8 +46,10 @@ def located(place: str | Path | S3) -> Location:
     ValueError
         When an address is none of these. It is not repeated: people put passwords into addresses.
     """
-    if isinstance(place, S3) or not is_url(str(place)):
-        return place if isinstance(place, S3) else Path(place)
+    if isinstance(place, S3):
+        return place
+    if not is_url(str(place)):
+        return Path(place)
     found = _URL.fullmatch(str(place))
     if found is None:
         raise ValueError(

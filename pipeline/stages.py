@@ -129,7 +129,13 @@ def begin(
     StorageError
         At any time, when the disk of the output folder is full, read-only or broken.
     """
-    with telling_storage(config.out), _telling_conflicts(config.out), _begin(config, run_id, reason, notes) as run:
+    place = output.cube(config.out, config.store)
+    with (
+        telling_storage(config.out),
+        store.told(place),
+        _telling_conflicts(config.out),
+        _begin(config, run_id, reason, notes, place) as run,
+    ):
         yield run
 
 
@@ -153,9 +159,10 @@ def _telling_conflicts(out: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _begin(config: RunConfig, run_id: str, reason: str | None, notes: Mapping[str, str] | None) -> Iterator[Run]:
-    """As `begin`, with errors of the disk as they come."""
-    cube = output.cube(config.out, config.store)
+def _begin(
+    config: RunConfig, run_id: str, reason: str | None, notes: Mapping[str, str] | None, cube: Location
+) -> Iterator[Run]:
+    """As `begin`, with errors of disk and bucket as they come."""
     store.exists(cube)  # a bucket that refuses is found out before any work
     grid, network = config.grid(), analyse.load(config.weights)
     outlook = analyse.load_outlook(config.outlook_weights) if config.outlook_hours else None

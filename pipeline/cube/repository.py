@@ -139,7 +139,11 @@ def move_main(
     try:
         repo.reset_branch("main", head, from_snapshot_id=base)
     except icechunk.IcechunkError as error:
-        raise ProductError(f"{where}: main moved since the candidate began; run it again") from error
+        found = repo.lookup_branch("main")
+        if found == base:  # nobody moved it: what the error says is the reason
+            raise
+        if found != head:  # where it is at `head`, this was done before, and its answer was lost
+            raise ProductError(f"{where}: main moved since the candidate began; run it again") from error
     _tag(repo, tag, head)
     drop(repo, HELD, before=before)
 

@@ -80,9 +80,7 @@ def published(subject: Subject) -> Iterator[Check]:
             return
         yield from _published(path)
     except Exception as problem:
-        where = (
-            subject.out / output.CUBE if subject.config is None else subject.config.store or subject.out / output.CUBE
-        )
+        where = (subject.config and subject.config.store) or subject.out / output.CUBE
         found = f"{where}: {type(problem).__name__}: {' '.join(str(problem).split())}"
         yield failure("cube", found, _REACH if isinstance(problem, ConfigError) else _RESTORE)
 

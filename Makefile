@@ -1,6 +1,6 @@
 # aqnet-reanalysis: `make run` is all a new machine needs (Python 3.11, make, git).
 .DEFAULT_GOAL := help
-.PHONY: help run test lint tools faults matrix gate publications crate soak traces fuzz planted bench storage train evaluate image clean
+.PHONY: help run test lint tools faults matrix gate publications crate soak year traces fuzz planted bench storage train evaluate image clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -42,6 +42,9 @@ crate: $(VENV)/.installed-dev ## validate an RO-Crate with rocrate-validator, in
 
 soak: $(VENV)/.installed-dev ## 48 real hours through a Prefect server on PostgreSQL, beside one batch run (ARGS="...")
 	@$(BIN)/python -m benchmarks.soak ../shared/data/cnemc $(ARGS)
+
+year: $(VENV)/.installed-dev ## the real year 2019 to published NetCDF, by 2 and 1 workers and to an S3 store (ARGS="--folder F")
+	@$(BIN)/python -m benchmarks.year ../shared/data/cnemc $(ARGS)
 
 traces: $(VENV)/.installed-dev ## trace 1,000 random cell-hours and look up every line they name
 	@$(BIN)/python -m benchmarks.trace $(ARGS)

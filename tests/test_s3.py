@@ -56,6 +56,7 @@ def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     grpc = {f"-{name}port.grpc": free_port() for name in ("master.", "volume.", "filer.", "s3.")}
     options = [f"{name}={port}" for name, port in (ports | grpc).items()]
     command = [program, "server", "-ip=127.0.0.1", f"-dir={folder}", "-filer", "-s3", f"-s3.config={folder}/s3.json"]
+    command += ["-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false"]  # no fixed ports, nothing told
     with (folder / "log").open("w") as log:
         server = subprocess.Popen([*command, *options, "-volume.max=20"], stdout=log, stderr=log, cwd=folder)
     url = f"http://127.0.0.1:{ports['-s3.port']}"

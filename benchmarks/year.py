@@ -155,7 +155,7 @@ def main() -> None:
     parser.add_argument("--way", action="append", default=[], help="folder:2, folder:1, s3:2 (those three)")
     parser.add_argument("--start", default=START)
     parser.add_argument("--end", default=END)
-    parser.add_argument("--folder", type=Path, default=Path("out-year"), help="where to work; it is kept")
+    parser.add_argument("--folder", type=Path, default=Path("out/year"), help="where to work; it is kept")
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)
     print("\n".join(HEAD), flush=True)

@@ -410,17 +410,12 @@ def hold_back(run: Run) -> str:
     with hold.folder(run.config.out, run.run_id) as folder:
         cube = write.open_cube(run.candidate.path, branch)
         for month, observed in zip(run.config.months(), run.observed, strict=True):
-            if downloads.drawable(cube) and _estimated(cube, month):
+            if downloads.drawable(cube):
                 downloads.draw_month(cube, month, observed, folder / f"{month[0].astype('M8[M]')}.png")
         _write_papers(run, folder)
         write_run_report(run, cube, folder / output.RUN_REPORT, folder)
         write_report(run, folder / output.REPORT)
     return branch
-
-
-def _estimated(cube: xr.Dataset, month: Month) -> bool:
-    """Whether the cube has any estimate in some hours, half open: without observations it has none."""
-    return bool(cube["pm2p5"].sel(time=slice(month[0], month[1] - HOUR)).notnull().any())
 
 
 def _write_papers(run: Run, folder: Path) -> dict[str, Path]:

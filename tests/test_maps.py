@@ -140,6 +140,24 @@ def test_summary_fills_four_panels(tmp_path: Path, with_truth: bool) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["summary.png"]
 
 
+def test_hours_without_any_estimate_are_drawn_and_say_so(tmp_path: Path) -> None:
+    cube = some_cube(Grid((115, 34, 121, 39), 0.25))
+    silent = cube.assign({name: cube[name].where(False) for name in cube if name != "quality_flag"})
+    place = {"lon": ("station", [116.0]), "lat": ("station", [37.0])}
+    stations = xr.DataArray(np.full((24, 1), 50.0), {"time": cube["time"].values} | place, ("time", "station"))
+    said: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(maps, "_say", lambda axes, text: said.append(f"{axes.get_title('left')[0]} {text}"))
+        maps.summary_figure(silent, tmp_path / "unsaid.png", stations)
+    estimate, observation = "no estimate in these hours", "no observation in these hours"
+    assert said == [f"a {estimate}", f"b {estimate}", f"c {estimate}", f"d {observation}"]
+    shown = imread(maps.summary_figure(silent, tmp_path / "said.png", stations))
+    differs = (shown != imread(tmp_path / "unsaid.png")).any(axis=2)
+    rows, columns = (size // 2 for size in differs.shape)
+    for top, left in ((0, 0), (0, columns), (rows, 0), (rows, columns)):
+        assert differs[top : top + rows, left : left + columns].mean() > 0.002
+
+
 def test_what_is_mostly_extrapolated_is_hatched(tmp_path: Path) -> None:
     cube = some_cube(Grid((110, 34, 114, 38), 0.2))
     plain = imread(maps.summary_figure(cube, tmp_path / "plain.png"))

@@ -55,11 +55,12 @@ _SEA_PIXELS = 900
 
 @dataclass(frozen=True)
 class Style:
-    """Colours of a quantity: class limits, colour map, and the label of its bar."""
+    """Colours of a quantity: class limits, colour map, the label of its bar, and what a map without any of it says."""
 
     levels: tuple[float, ...]
     colours: str
     label: str
+    absent: str = "no estimate in these hours"
 
     @property
     def norm(self) -> BoundaryNorm:
@@ -74,7 +75,9 @@ class Style:
 
 CONCENTRATION = Style(LEVELS, "magma_r", f"PM2.5 ({UNIT})")
 WIDTH = Style(WIDTH_LEVELS, "viridis_r", f"90 % interval width ({UNIT})")
-DISTANCE = Style(DISTANCE_LEVELS, "cividis_r", "Distance to the nearest observation (km)")
+DISTANCE = Style(
+    DISTANCE_LEVELS, "cividis_r", "Distance to the nearest observation (km)", "no observation in these hours"
+)
 
 
 def draw(
@@ -131,9 +134,12 @@ def summary_figure(
     truth : true PM2.5, (time, lat, lon) on the cube's grid; where given, panel d is the truth of panel c's hour,
         otherwise it is the distance to the nearest observation.
     provenance : text of the footer.
+
+    Notes
+    -----
+    Where no hour has any estimate, the maps say so, and "that hour" is the first.
     """
-    spatial = cube["pm2p5"].dims[1:]
-    hour = cube["time"].values[int(cube["pm2p5"].mean(spatial).argmax("time"))]
+    hour = _dirtiest(cube["pm2p5"])
     when = f"{_clock(hour)} UTC"
     mean = cube["pm2p5"].mean("time")
     figure = _figure(mean, 6.8, 2, 2, margin=2.1)
@@ -210,6 +216,12 @@ def _figure(field: xr.DataArray, width: float, rows: int, columns: int, margin: 
     return Figure(figsize=size, dpi=110, layout="constrained")
 
 
+def _dirtiest(field: xr.DataArray) -> np.datetime64:
+    """Hour whose mean over the map is the highest; the first where no hour has a value."""
+    means = field.mean(field.dims[1:]).values
+    return field["time"].values[np.nanargmax(means) if np.isfinite(means).any() else 0]
+
+
 def _clock(time: np.datetime64) -> str:
     return np.datetime_as_string(time, "m").replace("T", " ")
 
@@ -252,7 +264,15 @@ def _panel(axes: Axes, field: xr.DataArray, style: Style, title: str, stations: 
             x, y, s=24, c=stations[2], cmap=style.colormap, norm=style.norm, edgecolors=INK, linewidths=0.6, zorder=5
         )
     axes.set_title(title, loc="left", fontsize=13)
+    if not np.isfinite(field.values).any():
+        _say(axes, style.absent)
     _colour_bar(axes, style)
+
+
+def _say(axes: Axes, text: str) -> None:
+    """Words across the middle of a map that has nothing else to show."""
+    box = {"facecolor": "white", "edgecolor": INK, "linewidth": 0.8, "boxstyle": "square,pad=0.6"}
+    axes.text(0.5, 0.5, text, ha="center", va="center", fontsize=14, transform=axes.transAxes, bbox=box, zorder=6.5)
 
 
 def _on_map(view: View, stations: Stations) -> Stations:

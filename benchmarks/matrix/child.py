@@ -16,11 +16,13 @@ from contextlib import suppress
 from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from uuid import uuid4
 
-import matplotlib.figure
 import torch
+from matplotlib.backend_bases import FigureCanvasBase
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 
 import pipeline.offer.publication
 import pipeline.release.hold  # noqa: F401  so that a fork has it already
@@ -98,7 +100,7 @@ def _run(words: list[str], folder: Path, log: Path) -> None:
     os.environ[points.FOLDER] = str(folder)
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
-    matplotlib.figure.Figure.savefig = _save_a_pixel  # type: ignore[method-assign]
+    FigureCanvasAgg.print_png = FigureCanvasSVG.print_svg = _print_a_pixel  # type: ignore[method-assign]
     run_command._run_flow = _without_prefect
     points.install()
     code = cli.run_command(["run", *words])
@@ -111,12 +113,8 @@ def _without_prefect(config: Any, reason: str | None, workers: int | None) -> st
     return stages.make(config, uuid4().hex, reason)
 
 
-def _save_a_pixel(_figure: Any, place: Any, **named: Any) -> None:
-    data = _SVG if named.get("format") == "svg" else _PNG
-    if hasattr(place, "write"):
-        place.write(data)
-    else:
-        Path(place).write_bytes(data)
+def _print_a_pixel(canvas: FigureCanvasBase, place: BinaryIO, **_named: Any) -> None:
+    place.write(_SVG if isinstance(canvas, FigureCanvasSVG) else _PNG)
 
 
 def whole(words: Sequence[str], folder: Path, log: Path, environment: Mapping[str, str]) -> Run:

@@ -24,6 +24,7 @@ from pipeline.contract import STREAMS
 from pipeline.cube.layout import FILL
 from pipeline.errors import ProductError
 from pipeline.pages import maps
+from pipeline.pages.figure import png
 
 Float = NDArray[np.float64]
 
@@ -254,7 +255,7 @@ def draw(changes: Changes, path: Path) -> Path:
         raise ProductError(
             f"picture: expected a grid with cells to compare in {changes.before} and {changes.after}; found {found}"
         )
-    figure = Figure((8.2, 6.6), layout="constrained")
+    figure = Figure((8.2, 6.6), dpi=130, layout="constrained")
     axes = figure.subplots()
     _panel(axes, mean)
     title = f"PM2.5: mean absolute change from {changes.before} to {changes.after}"
@@ -262,7 +263,7 @@ def draw(changes: Changes, path: Path) -> Path:
     axes.set_title(f"{title}\n{simulated}over up to {mean.attrs['hours']} hours that differ", loc="left", fontsize=12)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as part:
-        figure.savefig(part, format="png", dpi=130)
+        part.write_bytes(png(figure))
     return path
 
 

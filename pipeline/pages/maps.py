@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from pipeline.atomic import replacing
 from pipeline.contract import QUALITY_BITS
 from pipeline.grid import is_land
 from pipeline.pages.coast import Bbox, borders, coastlines
+from pipeline.pages.figure import png
 from pipeline.pages.map_view import View, ticks, view_of, within
 
 Float = NDArray[np.float64]
@@ -195,9 +195,7 @@ def panel(
     if made_up:
         figure.suptitle(" ", fontsize=13)  # room for the stamp
         stamp(figure)
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": "aqnet-reanalysis"})
-    return buffer.getvalue()
+    return png(figure)
 
 
 def simulated(attrs: Mapping[str, object]) -> bool:
@@ -395,5 +393,5 @@ def stamp(figure: Figure, size: float = 13) -> None:
 def _save(figure: Figure, path: Path) -> Path:
     """Write beside ``path`` and rename; the bytes depend on the picture alone."""
     with replacing(path) as partial:
-        figure.savefig(partial, format="png", metadata={"Software": "aqnet-reanalysis"})
+        partial.write_bytes(png(figure))
     return path

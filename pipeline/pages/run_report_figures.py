@@ -5,10 +5,8 @@ Matplotlib's object interface only. Colours differ in lightness too, and lines i
 
 from __future__ import annotations
 
-from io import BytesIO
 from typing import Any
 
-import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -21,6 +19,7 @@ from numpy.typing import NDArray
 from pipeline.cube.changes import Changes
 from pipeline.evaluation.strata import Pairs
 from pipeline.pages import maps
+from pipeline.pages.figure import svg
 from pipeline.pages.maps import INK, UNIT
 from pipeline.pages.pairs import calibration, together
 from pipeline.pages.run_summary import Fields, Series, Summary
@@ -192,10 +191,6 @@ def _time_axis(axes: Axes, edges: Float) -> None:
 
 
 def _svg(figure: Figure, simulated: bool, size: float = 12) -> bytes:
-    """SVG whose bytes depend on the picture alone; letters are outlines, so that it looks the same everywhere."""
     if simulated:
         maps.stamp(figure, size)
-    buffer = BytesIO()
-    with matplotlib.rc_context({"svg.hashsalt": "aqnet-reanalysis", "svg.fonttype": "path"}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": "aqnet-reanalysis"})
-    return buffer.getvalue()
+    return svg(figure)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from pipeline.atomic import replacing
 from pipeline.evaluation.assess import Assessment
+from pipeline.pages.figure import png
 from pipeline.pages.maps import INK, UNIT
 
 #: Colours that stay apart for colour-blind readers (Okabe and Ito 2008), and markers that stay apart in grey.
@@ -51,7 +52,7 @@ def draw_scores(assessment: Assessment, path: Path, methods: Sequence[str], titl
     panels[3].axhline(0.9, color=INK, linewidth=1.0, linestyle="--")
     figure.suptitle(title, fontsize=13, color=INK)
     with replacing(path) as part:
-        figure.savefig(part, format="png")
+        part.write_bytes(png(figure))
     return path
 
 

@@ -5,8 +5,6 @@ Matplotlib's object interface only. Colours differ in lightness too, and lines i
 
 from __future__ import annotations
 
-from io import BytesIO
-
 import numpy as np
 import pandas as pd
 from matplotlib import colormaps
@@ -15,6 +13,7 @@ from matplotlib.colors import BoundaryNorm
 from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
 
+from pipeline.pages.figure import png
 from pipeline.pages.maps import INK, UNIT, backdrop
 from pipeline.qc.clocks import CYCLES
 from pipeline.qc.flags import FLAGS, INFORMATION, INVALID
@@ -28,12 +27,6 @@ EXTREME = 600.0
 PATTERNS = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)))
 NAMES = {"o3": "O3", "no2": "NO2", "pm2p5": "PM2.5"}
 _RED = "#b2182b"
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": "aqnet-reanalysis"})
-    return buffer.getvalue()
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:
@@ -58,7 +51,7 @@ def station_map(stations: pd.DataFrame, bbox: tuple[float, float, float, float])
     bar = figure.colorbar(dots, ax=axes, ticks=SHARES, shrink=0.85, pad=0.015, aspect=28)
     bar.ax.set_yticklabels([f"{100 * share:g} %" for share in SHARES])
     bar.set_label("Share of reported PM2.5 flagged as invalid")
-    return _png(figure)
+    return png(figure)
 
 
 def over_time(daily: pd.DataFrame) -> bytes:
@@ -76,7 +69,7 @@ def over_time(daily: pd.DataFrame) -> bytes:
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     _date_axis(axes)
-    return _png(figure)
+    return png(figure)
 
 
 def _date_axis(axes: Axes) -> None:
@@ -99,7 +92,7 @@ def heat_map(shares: pd.DataFrame, worst: list[str]) -> bytes:
     bar = figure.colorbar(mesh, ax=axes, pad=0.015, aspect=28, ticks=norm.boundaries)
     bar.ax.set_yticklabels([f"{100 * edge:g} %" for edge in norm.boundaries])
     bar.set_label("share invalid")
-    return _png(figure)
+    return png(figure)
 
 
 def example_series(series: pd.DataFrame) -> bytes:
@@ -117,7 +110,7 @@ def example_series(series: pd.DataFrame) -> bytes:
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, loc="upper left", ncols=3)
     _date_axis(axes)
-    return _png(figure)
+    return png(figure)
 
 
 def clocks(cycles: pd.DataFrame) -> bytes:
@@ -137,4 +130,4 @@ def clocks(cycles: pd.DataFrame) -> bytes:
     panels[0].set_ylabel("log, less the day's mean")
     handles, labels = max((axes.get_legend_handles_labels() for axes in panels), key=lambda found: len(found[1]))
     figure.legend(handles, labels, fontsize=8, loc="outside lower center", ncols=4, frameon=False)
-    return _png(figure)
+    return png(figure)

@@ -18,6 +18,7 @@ from model.trace import Parts
 from pipeline.atomic import replacing
 from pipeline.contract import HOUR
 from pipeline.pages import maps
+from pipeline.pages.figure import png
 from pipeline.tracing.stations import Station, importance, latest, observations, stations
 from pipeline.tracing.text import correction_share, steps
 
@@ -52,7 +53,7 @@ def draw(trace: Trace, path: Path) -> Path:
         how: dict[str, Any] = {"ha": "right", "va": "top", "fontsize": 13, "fontweight": "bold", "color": "white"}
         figure.text(0.99, 0.985, "SIMULATED DATA", bbox=box, **how)
     with replacing(path) as partial:
-        figure.savefig(partial, format="png", metadata={"Software": "aqnet-reanalysis"})
+        partial.write_bytes(png(figure))
     return path
 
 

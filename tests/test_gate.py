@@ -5,8 +5,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +22,7 @@ from test_write import GRID, NEW_YEAR, make_block, run
 from benchmarks import gate as trials
 from pipeline import output
 from pipeline.contract import POLLUTANTS
-from pipeline.cube import metadata, revisions, write
+from pipeline.cube import metadata, repository, revisions, write
 from pipeline.errors import ProductError
 from pipeline.release import agreement, gate, hold, skill
 from pipeline.release.skill import Skill
@@ -263,10 +267,16 @@ def test_a_planted_defect_is_stopped_for_the_right_reason(network: trials.Networ
     assert trials.spoiled(network, defect).right
 
 
-def test_a_held_run_is_kept_to_be_looked_at_and_can_be_accepted(network: trials.Network, weights: Path) -> None:
-    out = network.folder / "trial"
+@pytest.fixture(scope="module")
+def stopped(network: trials.Network, weights: Path) -> Path:
+    """An output folder in which the gate holds a run, for other weights without a reason; copy it before use."""
     with pytest.raises(ProductError, match=r"run trial-2019-12-03 is not published: weights: .*`aqnet history`"):
         network.judged(network.table, weights=weights)
+    return (network.folder / "trial").rename(network.folder / "stopped")
+
+
+def test_a_held_run_is_kept_to_be_looked_at_and_can_be_accepted(stopped: Path) -> None:
+    out = shutil.copytree(stopped, stopped.parent / "accepted")
     cube, held = out / "cube.icechunk", out / output.HELD / "trial-2019-12-03"
     papers = {"run.json", "lineage.json", "quality-control.html", "report.html"}
     assert {path.name for path in held.iterdir()} == papers | {"2019-12.png"}
@@ -281,3 +291,131 @@ def test_a_held_run_is_kept_to_be_looked_at_and_can_be_accepted(network: trials.
     assert (said["revision"], said["accepted"]) == ("r2", "weights of the new year")
     lineage = json.loads(files["lineage"].read_text())
     assert lineage["flow_run_id"] == "trial-2019-12-03"
+    page = (out / output.PRODUCTS / output.RUN_REPORT).read_text()
+    assert '<dd id="revision"><strong>r2</strong> (accepted)</dd>' in page
+    assert "UTC: weights of the new year</strong>" in page
+
+
+# ---- kills ----
+
+KILLED = """
+import os, shutil, signal, sys
+from pathlib import Path
+import icechunk
+from pipeline import output
+from pipeline.offer import staging
+from pipeline.products import export
+from pipeline.release import hold
+
+def die_at(step, owner, name):
+    kept = getattr(owner, name)
+    def wrapper(*args, **kwargs):
+        if step == f"before {name}":
+            os.kill(os.getpid(), signal.SIGKILL)
+        result = kept(*args, **kwargs)
+        if step == f"after {name}":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+    setattr(owner, name, wrapper)
+
+def child(out, step):
+    pid = os.fork()
+    if pid == 0:
+        die_at(step, icechunk.Session, "commit")
+        for name in ("reset_branch", "create_tag", "delete_branch"):
+            die_at(step, icechunk.Repository, name)
+        die_at(step, export, "export_files")
+        die_at(step, staging, "exchange")
+        die_at(step, Path, "rename")  # the papers, out of sight
+        hold.accept(out, out / output.CUBE, "trial-2019-12-03", "looked at")
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+for number, step in enumerate(eval(sys.argv[3])):
+    out = Path(sys.argv[2]) / str(number)
+    shutil.copytree(sys.argv[1], out)
+    print(child(out, step), flush=True)
+"""
+
+
+def killed(stopped: Path, folder: Path, steps: list[str]) -> None:
+    """Accept a copy of an output folder a step, and kill it there."""
+    command = [sys.executable, "-c", KILLED, str(stopped), str(folder), repr(steps)]
+    root = Path(__file__).resolve().parents[1]
+    codes = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout.split()
+    assert codes == ["-9"] * len(steps)
+
+
+#: Step of `aqnet accept` -> revision that readers then see.
+STEPS = {
+    "before commit": "r1",
+    "after commit": "r1",
+    "after reset_branch": "r2",
+    "after create_tag": "r2",
+    "after delete_branch": "r2",
+    "after export_files": "r2",
+    "before exchange": "r2",
+    "after exchange": "r2",
+    "after rename": "r2",
+}
+SOME = ("after commit", "after reset_branch", "after export_files", "after rename")
+
+
+def digests(products: Path) -> dict[str, str]:
+    """Checksums as the folder lists them, each compared with its file; nothing else lies there."""
+    lines = [line.split("  ") for line in (products / output.SUMS).read_text().splitlines()]
+    for digest, name in lines:
+        assert hashlib.sha256((products / name).read_bytes()).hexdigest() == digest, name
+    found = {str(path.relative_to(products)) for path in products.rglob("*") if path.is_file()}
+    assert found == {name for _, name in lines} | {output.SUMS}
+    return {name: digest for digest, name in lines}
+
+
+def assert_accepted(out: Path) -> None:
+    """The cube, the downloads and what is said of the run are those of the accepted revision."""
+    cube, products = out / output.CUBE, out / output.PRODUCTS
+    assert [(one.name, one.accepted) for one in revisions.history(cube)] == [("r1", None), ("r2", "looked at")]
+    assert set(repository.open_existing(cube).list_branches()) == {"main"}
+    (file,) = products.glob("*_interim_*_hourly_*.nc")
+    assert f"{file}.nc".count("20191201-20191203") == 1
+    assert file.name in digests(products)
+    with xr.open_dataset(file) as product:
+        assert (product.sizes["time"], product.attrs["revision"]) == (72, "r2")
+    said = json.loads((products / output.REPORT).read_text())
+    assert (said["run_id"], said["revision"], said["accepted"]) == ("trial-2019-12-03", "r2", "looked at")
+    assert "(accepted)</dd>" in (products / output.RUN_REPORT).read_text()
+    assert {path.name for path in out.iterdir() if not path.name.endswith(".lock")} == {output.CUBE, output.PRODUCTS}
+
+
+def test_an_acceptance_that_was_killed_is_finished_by_another(stopped: Path, tmp_path: Path) -> None:
+    steps = list(STEPS if os.environ.get("AQNET_TEST_ALL_FAULTS") else SOME)
+    before = digests(stopped / output.PRODUCTS)
+    killed(stopped, tmp_path, steps)
+    for number, step in enumerate(steps):
+        out = tmp_path / str(number)
+        assert write.open_cube(out / output.CUBE).attrs["revision"] == STEPS[step], step
+        if step in ("after exchange", "after rename"):
+            assert digests(out / output.PRODUCTS) != before, step
+        else:
+            assert digests(out / output.PRODUCTS) == before, step
+        hold.accept(out, out / output.CUBE, "trial-2019-12-03", "looked at")
+        assert_accepted(out)
+
+
+def test_an_acceptance_that_was_killed_is_finished_by_the_next_run(
+    network: trials.Network, stopped: Path, tmp_path: Path
+) -> None:
+    """The next run's revision is seen by then; the files that the acceptance owed are cut from it."""
+    killed(stopped, tmp_path, ["after commit", "after reset_branch"])
+    for number, revision in enumerate(("r2", "r3")):
+        out = (tmp_path / str(number)).rename(network.folder / f"killed-{number}")
+        network.run(network.table, trials.JUDGED, out.name, reason="the shipped weights again")
+        assert write.open_cube(out / output.CUBE).attrs["revision"] == revision
+        assert not (out / output.HELD).exists()
+        with xr.open_dataset(next((out / output.PRODUCTS).glob("*_hourly_*.nc"))) as product:
+            assert (product.sizes["time"], product.attrs["revision"]) == (72, revision)
+        digests(out / output.PRODUCTS)
+    again = hold.accept(out, out / output.CUBE, "trial-2019-12-03", "too late")  # its hours, of the newest revision
+    with xr.open_dataset(again["netcdf 2019-12"]) as product:
+        assert product.attrs["revision"] == "r3"
+    assert json.loads((out / output.PRODUCTS / output.REPORT).read_text())["revision"] == "r3"

@@ -3,12 +3,15 @@
 ``main`` is what readers see, ``r1``, ``r2`` ... are its published snapshots. ``candidate-<run>`` is what a run is
 writing; ``held-<run>`` is a candidate that the release gate stopped, kept for inspection until the next publication or
 the next one that is stopped.
+
+``main`` says in its attribute ``revision`` which it is, so that no run lists the tags: ten years of hours leave 90,000.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping
+import re
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -27,6 +30,8 @@ CANDIDATE, HELD = "candidate-", "held-"
 
 #: In a bucket a run elsewhere, whose lock is not seen here, may be writing what is younger than this.
 OTHERS = timedelta(days=7)
+
+_TAG = re.compile(r"r(\d+)")
 
 
 @dataclass(frozen=True)
@@ -59,9 +64,16 @@ def root(repo: icechunk.Repository) -> Group | None:
 # ---- what there is ----
 
 
-def published(repo: icechunk.Repository) -> list[Entry]:
-    """Published snapshots, oldest first."""
-    return [_entry(tag, next(iter(repo.ancestry(tag=tag)))) for tag in _in_order(repo.list_tags())]
+def published(repo: icechunk.Repository, count: int | None = None) -> list[Entry]:
+    """Published snapshots, oldest first: all, which takes a while after years, or those of the last `count` numbers."""
+    return [entry for entry in (_tagged(repo, number) for number in _numbers(repo, count)) if entry is not None]
+
+
+def backwards(repo: icechunk.Repository, before: int | None = None) -> Iterator[Entry]:
+    """Published snapshots one by one, newest first, from number `before` down or from the newest."""
+    for number in range(newest(repo) if before is None else before, 0, -1):
+        if (entry := _tagged(repo, number)) is not None:
+            yield entry
 
 
 def held(repo: icechunk.Repository) -> list[Entry]:
@@ -72,12 +84,57 @@ def held(repo: icechunk.Repository) -> list[Entry]:
 
 def last(repo: icechunk.Repository) -> Entry | None:
     """The newest published snapshot."""
-    tags = _in_order(repo.list_tags())
-    return _entry(tags[-1], next(iter(repo.ancestry(tag=tags[-1])))) if tags else None
+    return _tagged(repo, newest(repo))
 
 
-def _in_order(tags: set[str]) -> list[str]:
-    return sorted(tags, key=lambda tag: int(tag[1:]))
+def newest(repo: icechunk.Repository) -> int:
+    """Number of the newest revision, 0 before the first.
+
+    It is what ``main`` says, or a later one where somebody else committed there. Where that has no tag (a run was
+    killed before it gave one, or nothing is published), the tags are listed.
+    """
+    number = _said(repo)
+    if tagged(repo, f"r{number}") is None:
+        return max(_numbers(repo), default=0)
+    while tagged(repo, f"r{number + 1}") is not None:
+        number += 1
+    return number
+
+
+def names(repo: icechunk.Repository) -> str:
+    """Tags of the published snapshots, for a message."""
+    found = [f"r{number}" for number in _numbers(repo)]
+    return ", ".join(found if len(found) < 10 else [found[0], "...", found[-1]]) or "none"
+
+
+def tagged(repo: icechunk.Repository, tag: str) -> str | None:
+    """Snapshot of a tag, None where there is no such tag."""
+    try:
+        return str(repo.lookup_tag(tag))
+    except icechunk.IcechunkError as error:
+        if "ref not found" in str(error):
+            return None
+        raise
+
+
+def _said(repo: icechunk.Repository) -> int:
+    """Number of the revision that ``main`` says it is; 0 where it says none."""
+    group = root(repo)
+    named = _TAG.fullmatch(str(group.attrs.get("revision"))) if group is not None else None
+    return int(named[1]) if named else 0
+
+
+def _numbers(repo: icechunk.Repository, count: int | None = None) -> list[int]:
+    """Numbers of all tags, or the last `count` numbers, ascending."""
+    if count is None:
+        return sorted(int(named[1]) for tag in repo.list_tags() if (named := _TAG.fullmatch(tag)))
+    end = newest(repo) + 1
+    return list(range(max(end - count, 1), end))
+
+
+def _tagged(repo: icechunk.Repository, number: int) -> Entry | None:
+    snapshot = tagged(repo, f"r{number}")
+    return _entry(f"r{number}", repo.lookup_snapshot(snapshot)) if snapshot else None
 
 
 def _entry(name: str, info: icechunk.SnapshotInfo) -> Entry:
@@ -87,20 +144,24 @@ def _entry(name: str, info: icechunk.SnapshotInfo) -> Entry:
 # ---- what a run does to it ----
 
 
-def clean(repo: icechunk.Repository, before: datetime | None = None, dead: str = "") -> None:
+def clean(repo: icechunk.Repository, before: datetime | None = None, dead: str = "") -> int:
     """Finish or undo what a killed run left: tag a published ``main``, drop stale candidates and their chunks.
+
+    Returns the number of the newest revision.
 
     Parameters
     ----------
     before : candidates written since then are left, for another machine may be writing them; None leaves none.
     dead : a candidate that is dropped all the same, for its run is known to have ended.
     """
-    tags, head = repo.list_tags(), repo.lookup_branch("main")
-    if root(repo) is not None and head not in {repo.lookup_tag(tag) for tag in tags}:
-        _tag(repo, f"r{len(tags) + 1}", head)
+    number, head = newest(repo), repo.lookup_branch("main")
+    if root(repo) is not None and head not in (tagged(repo, f"r{number}"), tagged(repo, f"r{_said(repo)}")):
+        number += 1
+        _tag(repo, f"r{number}", head)
     drop(repo, CANDIDATE, _younger(repo, before) - {dead}, before)
     if any(entry.metadata.get("base") != head for entry in held(repo)):
         drop(repo, HELD, before=before)  # killed between the publication and this
+    return number
 
 
 def _younger(repo: icechunk.Repository, before: datetime | None) -> set[str]:
@@ -153,5 +214,5 @@ def _tag(repo: icechunk.Repository, tag: str, head: str) -> None:
     try:
         repo.create_tag(tag, head)
     except icechunk.IcechunkError:
-        if tag not in repo.list_tags() or repo.lookup_tag(tag) != head:
+        if tagged(repo, tag) != head:
             raise

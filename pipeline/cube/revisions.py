@@ -130,15 +130,29 @@ class Revision:
         return [Check(**check) for check in self.checks if check["passed"] is False]
 
 
-def history(cube: Location) -> list[Revision]:
+def history(cube: Location, count: int | None = None) -> list[Revision]:
     """Published revisions, oldest first, then candidates that the release gate stopped.
+
+    Parameters
+    ----------
+    count : the newest so many alone; all when None, a minute's reading after years of hours.
 
     Raises
     ------
     ProductError
         When there is no cube.
     """
-    return [*(_revision(entry) for entry in write.history(cube)), *(_revision(e, True) for e in write.held(cube))]
+    return [*(_revision(entry) for entry in write.history(cube, count)), *held(cube)]
+
+
+def held(cube: Location) -> list[Revision]:
+    """Candidates that the release gate stopped, oldest first."""
+    return [_revision(entry, True) for entry in write.held(cube)]
+
+
+def published(cube: Location, tag: str) -> Revision:
+    """The revision of a tag that there is."""
+    return _revision(next(write.backwards(cube, tag)))
 
 
 def _revision(entry: Mapping[str, Any], held: bool = False) -> Revision:

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 from uuid import uuid4
@@ -39,7 +40,7 @@ KEEP_BITS = 9
 
 #: Newest revisions that the attribute ``history`` names: in ten years of hours there are 90,000.
 HISTORY_LINES = 100
-_EARLIER = "earlier revisions: aqnet history"
+_EARLIER, _ACCEPTED = "earlier revisions: aqnet history", ", accepted "
 
 #: One of its lines, as a revision adds it.
 HISTORY_LINE = re.compile(
@@ -172,14 +173,14 @@ def begin(
     with ExitStack() as stack:
         held_lock = stack.enter_context(_lock(path, lock))
         repo, run_id = store.opened_or_made(path), attrs.get("flow_run_id") or uuid4().hex
-        repository.clean(repo, repository.others(path), _take_over(held_lock, f"{repository.CANDIDATE}{run_id}"))
+        dead = _take_over(held_lock, f"{repository.CANDIDATE}{run_id}")
+        revision = f"r{repository.clean(repo, repository.others(path), dead) + 1}"
         base = repo.lookup_branch("main")
         published = repository.root(repo)
         hours = first, issue if outlook_fields.analysed_from(published, issue) else issue + outlook_hours
         branch = f"{repository.CANDIDATE}{run_id}"
         repo.create_branch(branch, base)
         session = repo.writable_session(branch)
-        revision = f"r{len(repo.list_tags()) + 1}"
         candidate = Candidate(path, grid, run_id, revision, hours, issue, repo, base, published, session, held_lock)
         _lay_or_extend(candidate, attrs)
         if isinstance(path, S3):  # dates the branch, for others
@@ -246,7 +247,7 @@ def _check_grid(candidate: Candidate, old: Group) -> None:
 
 def _global_attrs(candidate: Candidate, attrs: Mapping[str, str]) -> dict[str, Any]:
     """Return CF and ACDD attributes of the revision; the run's own win."""
-    now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    now = _now()
     first, last, issue = (np.datetime64(hour, "h") for hour in (*candidate.hours, candidate.issue))
     ahead = f", outlook to {last}" if last > issue else ""
     line = f"{now} aqnet run {candidate.run_id}: hours {first} to {issue}{ahead}, revision {candidate.revision}"
@@ -259,6 +260,10 @@ def _global_attrs(candidate: Candidate, attrs: Mapping[str, str]) -> dict[str, A
         "revision": candidate.revision,
         "history": _history(line, earlier.splitlines()),
     }
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _history(line: str, earlier: list[str]) -> str:
@@ -398,26 +403,46 @@ def hold(candidate: Candidate, record: Mapping[str, Any] | None = None) -> str:
 def accept(path: str | Location, run_id: str, reason: str, lock: Path | None = None) -> str:
     """Publish the held candidate of a run and record why; return the new revision's tag.
 
+    Where one of the newest revisions is that run's, accepted before, its tag is returned and its reason stays.
+
     Raises
     ------
     ProductError
         When there is no such candidate, or another revision was published since.
     """
-    path, branch = located(path), f"{repository.HELD}{run_id}"
-    with _lock(path, lock):
+    path = located(path)
+    with _lock(path, lock) as held_lock:
         repo = repository.open_existing(path)
-        entries = {entry.name: entry for entry in repository.held(repo)}
-        if branch not in entries:
-            known = ", ".join(name.removeprefix(repository.HELD) for name in entries) or "none"
-            raise ProductError(f"{path}: expected the run of a held candidate ({known}); found '{run_id}'")
-        base, tag = str(entries[branch].metadata["base"]), f"r{len(repo.list_tags()) + 1}"
-        session = repo.writable_session(branch)
-        zarr.open_group(session.store, mode="r+").attrs.update(revision=tag, revision_reason=reason)
-        record = {**entries[branch].metadata, "accepted": reason}
-        head = session.commit(f"aqnet run {run_id}, accepted: {reason}", record)
-        repository.move_main(repo, head, base, f"{path}: run {run_id}", tag, repository.others(path))
-    log.info("%s: accepted run %s as %s", path, run_id, tag)
+        number = repository.clean(repo, repository.others(path), _take_over(held_lock, ""))
+        candidates = {entry.name.removeprefix(repository.HELD): entry for entry in repository.held(repo)}
+        if run_id in candidates:
+            tag = _publish_held(repo, path, candidates[run_id], f"r{number + 1}", reason)
+            log.info("%s: accepted run %s as %s", path, run_id, tag)
+            return tag
+        for entry in islice(repository.backwards(repo, number), HISTORY_LINES):
+            if entry.message.startswith(_accepted(run_id)):
+                log.info("%s: run %s was accepted before, as %s", path, run_id, entry.name)
+                return entry.name
+        known = ", ".join(candidates) or "none"
+        raise ProductError(f"{path}: expected the run of a held candidate ({known}); found '{run_id}'")
+
+
+def _publish_held(repo: icechunk.Repository, path: Location, entry: repository.Entry, tag: str, reason: str) -> str:
+    run_id = entry.name.removeprefix(repository.HELD)
+    session = repo.writable_session(entry.name)
+    attrs = zarr.open_group(session.store, mode="r+").attrs
+    line, *earlier = str(attrs["history"]).splitlines()
+    line = f"{line.partition(_ACCEPTED)[0]}{_ACCEPTED}{_now()}: {' '.join(reason.split())}"
+    attrs.update(revision=tag, revision_reason=reason, history=_history(line, earlier))
+    head = session.commit(f"{_accepted(run_id)}{reason}", {**entry.metadata, "accepted": reason})
+    base = str(entry.metadata["base"])
+    repository.move_main(repo, head, base, f"{path}: run {run_id}", tag, repository.others(path))
     return tag
+
+
+def _accepted(run_id: str) -> str:
+    """What the message of an accepted run's commit begins with."""
+    return f"aqnet run {run_id}, accepted: "
 
 
 def check_axes(candidate: Candidate) -> None:
@@ -488,10 +513,9 @@ def open_cube(path: str | Location, revision: str | None = None) -> xr.Dataset:
 def _session_of(repo: icechunk.Repository, path: str | Location, revision: str) -> icechunk.Session:
     if revision.startswith(repository.HELD) and revision in repo.list_branches():
         return repo.readonly_session(revision)
-    if revision not in repo.list_tags():
-        known = ", ".join(entry.name for entry in repository.published(repo)) or "none"
-        raise ProductError(f"{path}: no revision '{revision}'; published: {known}")
-    return repo.readonly_session(tag=revision)
+    if (snapshot := repository.tagged(repo, revision)) is None:
+        raise ProductError(f"{path}: no revision '{revision}'; published: {repository.names(repo)}")
+    return repo.readonly_session(snapshot_id=snapshot)
 
 
 def _dataset(opened: icechunk.IcechunkStore) -> xr.Dataset:
@@ -503,9 +527,18 @@ def _dataset(opened: icechunk.IcechunkStore) -> xr.Dataset:
     return xr.Dataset({name: cube[name] for name in FIELD_NAMES}, cube.coords, cube.attrs)
 
 
-def history(path: str | Location) -> list[dict[str, Any]]:
-    """Published revisions, oldest first: ``revision``, ``snapshot``, ``published`` (UTC), ``message``, ``metadata``."""
-    return [_listed(entry) for entry in repository.published(repository.open_existing(located(path)))]
+def history(path: str | Location, count: int | None = None) -> list[dict[str, Any]]:
+    """Published revisions, oldest first: ``revision``, ``snapshot``, ``published`` (UTC), ``message``, ``metadata``.
+
+    All of them, or those of the last `count` numbers: each is a file to read, and an hourly cube has thousands a year.
+    """
+    return [_listed(entry) for entry in repository.published(repository.open_existing(located(path)), count)]
+
+
+def backwards(path: str | Location, revision: str | None = None) -> Iterator[dict[str, Any]]:
+    """Published revisions from `revision` (the newest) back, as `history`, each read when it is asked for."""
+    repo = repository.open_existing(located(path))
+    yield from map(_listed, repository.backwards(repo, int(revision[1:]) if revision else None))
 
 
 def held(path: str | Location) -> list[dict[str, Any]]:

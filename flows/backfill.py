@@ -7,6 +7,7 @@ from pathlib import Path
 
 from prefect import flow
 
+from flows import environment
 from flows.reanalysis import reanalysis
 from pipeline.config import from_sources
 
@@ -33,5 +34,6 @@ def backfill(
     -------
     The revision, None when nothing changed.
     """
-    settings = from_sources(config, {"start": start, "end": end, "stream": stream})
-    return reanalysis(settings, reason or "backfill", workers=workers).revision
+    with environment.discreet():
+        settings = from_sources(config, {"start": start, "end": end, "stream": stream})
+        return reanalysis(settings, reason or "backfill", workers=workers).revision

@@ -8,7 +8,7 @@ from pathlib import Path
 from prefect import flow
 from prefect.states import State
 
-from flows import scheduled
+from flows import environment, scheduled
 from flows.scheduled import Arrivals
 from pipeline import schedule
 
@@ -31,5 +31,6 @@ def daily(
     -------
     Revisions that were published, or the completed state ``NothingDue``.
     """
-    settings, cube, time = scheduled.ready(config, arrivals, now)
-    return scheduled.make(config, schedule.final(settings.input, cube, time, after_days), "daily")
+    with environment.discreet():
+        settings, cube, time = scheduled.ready(config, arrivals, now)
+        return scheduled.make(config, schedule.final(settings.input, cube, time, after_days), "daily")

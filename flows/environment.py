@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from flows import credentials
 from pipeline import logs, redact
 
 if TYPE_CHECKING:
@@ -64,9 +65,13 @@ def watched(config: RunConfig, run_id: str) -> Iterator[None]:
 
 @contextmanager
 def discreet() -> Iterator[None]:
-    """Let neither Prefect's log nor an error that leaves the block, whose text Prefect keeps, hold a secret."""
+    """Lend the store's credentials; neither Prefect's log nor an error that leaves the block holds a secret.
+
+    Prefect keeps an error's text, and the error itself, pickled.
+    """
     _make_safe(logs.wanted())
-    with redact.errors():
+    redact.know_files()
+    with redact.errors(), credentials.lent():
         yield
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from prefect import flow
 from prefect.states import State
 
-from flows import scheduled
+from flows import environment, scheduled
 from flows.scheduled import Arrivals
 from pipeline import schedule
 from pipeline.config import naive
@@ -28,5 +28,6 @@ def hourly(config: Path, arrivals: Arrivals | None = None, now: datetime | None 
     -------
     Revisions that were published, or the completed state ``NothingDue``.
     """
-    settings, cube, time = scheduled.ready(config, arrivals, now)
-    return scheduled.make(config, schedule.interim(settings.input, cube, naive(settings.start), time), "hourly")
+    with environment.discreet():
+        settings, cube, time = scheduled.ready(config, arrivals, now)
+        return scheduled.make(config, schedule.interim(settings.input, cube, naive(settings.start), time), "hourly")

@@ -12,7 +12,6 @@ from prefect.concurrency.sync import concurrency
 from prefect.states import Completed, State
 from pydantic import BaseModel, ConfigDict, Field
 
-from flows import environment
 from flows.reanalysis import reanalysis, stage
 from pipeline import fetch, output, schedule
 from pipeline.config import RunConfig, from_sources, naive
@@ -114,11 +113,10 @@ def ready(
     -------
     The configuration, the cube that the schedule keeps (None before its first revision), and the present hour.
     """
-    with environment.discreet():
-        settings, time = open_ended(config), (now or datetime.now(UTC)).astimezone(UTC)
-        if arrivals:
-            take_in(settings, arrivals, time)
-        return settings, _published(settings), naive(time.replace(minute=0, second=0, microsecond=0))
+    settings, time = open_ended(config), (now or datetime.now(UTC)).astimezone(UTC)
+    if arrivals:
+        take_in(settings, arrivals, time)
+    return settings, _published(settings), naive(time.replace(minute=0, second=0, microsecond=0))
 
 
 def _published(settings: RunConfig) -> xr.Dataset | None:

@@ -42,8 +42,8 @@ logger = logging.getLogger("aqnet")
 ENV_PREFIX = "AQNET_"
 DEFAULT_OUT = Path("out")
 
-#: Variables of this prefix that are no fields of a run: `pipeline.logs`, `pipeline.metrics`.
-OTHER_VARIABLES = ("AQNET_LOG_FORMAT", "AQNET_METRICS_FILE")
+#: Variables of this prefix that are no fields of a run: `pipeline.logs`, `pipeline.metrics`, `flows.credentials`.
+OTHER_VARIABLES = ("AQNET_LOG_FORMAT", "AQNET_METRICS_FILE", "AQNET_STORE_BLOCK")
 
 #: Hours that the outlook network forecasts.
 OUTLOOK_HOURS = 168

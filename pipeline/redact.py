@@ -2,8 +2,8 @@
 
 A secret is the value of an environment variable whose name looks like one (`NAME`), the user and password of an
 address (of every variable: a proxy's, a database's), a value in its query under such a name, what an ``Authorization``
-header carries, and what `know` was told. Values shorter than `LEAST`, and plain words such as ``false``, stay: taking
-them out would make every line unreadable.
+header carries, and what `know` and `know_files` were told. Values shorter than `LEAST`, and plain words such as
+``false``, stay: taking them out would make every line unreadable.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import os
 import re
 from base64 import b64encode
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote, quote_plus, unquote
 
@@ -40,6 +41,21 @@ _RULES = (
 def know(secret: str) -> None:
     """Take a value that no variable holds (of a Prefect block, say) out of all that this process says from now on."""
     _known.update(_spellings(secret))
+
+
+def know_files() -> None:
+    """`know` what files of secrets hold that the environment names, such as ``AWS_SHARED_CREDENTIALS_FILE``.
+
+    Of lines ``name = value`` those count whose name looks secret; a file of one line is a secret as a whole.
+    """
+    for name, path in os.environ.items():
+        if not (NAME.search(name) and name.endswith("_FILE")):
+            continue
+        with suppress(OSError, UnicodeDecodeError):
+            lines = Path(path).read_text().strip().splitlines()
+            pairs = [line.partition("=") for line in lines]
+            for secret in [v.strip() for k, _, v in pairs if v and NAME.search(k)] or lines[: len(lines) == 1]:
+                know(secret)
 
 
 def secrets(environment: Mapping[str, str] | None = None) -> list[str]:
@@ -106,6 +122,7 @@ def errors() -> Iterator[None]:
         known, said = secrets(), f"{type(error).__name__}: {error}"
         for one in _behind(error):
             _mend(one, known)
+            _mend_links(one, known)
         if not _mended(error, known):
             raise RuntimeError(text(said, known)) from None
         raise
@@ -120,6 +137,20 @@ def _behind(error: BaseException | None) -> Iterator[BaseException]:
             seen.add(id(one))
             yield one
             todo += [one.__cause__, one.__context__]
+
+
+def _mend_links(error: BaseException, known: list[str]) -> None:
+    """Let nothing stand behind an exception that is not shown, or whose text, mended, still holds a secret."""
+    if error.__suppress_context__:
+        error.__context__ = None
+    for name in ("__cause__", "__context__"):
+        behind = getattr(error, name)
+        if behind is None:
+            continue
+        said = f"{type(behind).__name__}: {behind}"
+        _mend(behind, known)
+        if not _mended(behind, known):
+            setattr(error, name, RuntimeError(text(said, known)))
 
 
 def _mend(error: BaseException, known: list[str]) -> None:

@@ -21,8 +21,9 @@ def url_of(bucket: str, key: str, endpoint: str | None) -> str:
 
 
 def opened(bucket: str, endpoint: str | None, limits: Limits) -> S3Store:
-    """Open a public bucket for listing, as patient as `limits`."""
-    options: dict[str, Any] = {"endpoint": endpoint.rstrip("/")} if endpoint else {}
+    """Open a public bucket for listing, as patient as `limits`; ``AWS_ENDPOINT_URL`` is that of our own store."""
+    where = endpoint.rstrip("/") if endpoint else f"https://s3.{REGION}.amazonaws.com"
+    options: dict[str, Any] = {"aws_endpoint_url_s3": where}  # the only name that outranks the environment's
     timeout = timedelta(seconds=limits.timeout)
     return S3Store(
         bucket,

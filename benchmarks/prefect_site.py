@@ -24,13 +24,56 @@ BIN = Path(sys.executable).parent
 ROOT = Path(__file__).resolve().parents[1]
 
 
+@dataclass
+class Service:
+    """A program that stays: what starts it, and its process, in a session of its own."""
+
+    words: list[str]
+    folder: Path
+    environment: dict[str, str] = field(repr=False)
+    log: Path
+    process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it, as a service manager does again after it died; its log goes on."""
+        with self.log.open("a") as out:
+            self.process = subprocess.Popen(
+                self.words,
+                cwd=self.folder,
+                env=self.environment,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def kill(self, children: bool = False) -> None:
+        """SIGKILL; to its children, too, as a container or systemd does."""
+        if self.process is not None:
+            with suppress(ProcessLookupError):
+                (os.killpg if children else os.kill)(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+    def stop(self) -> None:
+        """End it, then what it started."""
+        if self.process is not None:
+            self.process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(20)
+            self.kill(children=True)
+
+
 @dataclass(frozen=True)
 class Site:
-    """A server under way: the folder that its flows run in, its API, and the environment of its clients."""
+    """A server under way: the folder that its flows run in, its API, the environment of its clients, its process."""
 
     folder: Path
     api: str
     environment: dict[str, str] = field(repr=False)
+    server: Service
+
+    def wait(self) -> None:
+        """Wait until the server answers."""
+        wait(lambda: _healthy(self.api), 120, f"the server; see {self.server.log}")
 
     def prefect(self, *words: str) -> str:
         """Run a `prefect` command in the folder; what it printed."""
@@ -113,37 +156,31 @@ def serving(folder: Path, work: Path, postgres: bool = True) -> Iterator[Site]:
         if postgres:
             server["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = stack.enter_context(_database(folder / "database"))
         words = [str(BIN / "prefect"), "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-        stack.enter_context(process(words, work, server, folder / "server.log"))
-        wait(lambda: _healthy(api), 120, f"the server; see {folder / 'server.log'}")
-        site = Site(work, api, environment | {"PREFECT_API_URL": api})
+        service = stack.enter_context(process(words, work, server, folder / "server.log"))
+        site = Site(work, api, environment | {"PREFECT_API_URL": api}, service)
+        site.wait()
         site.prefect("work-pool", "create", "aqnet", "--type", "process")
         yield site
 
 
 @contextmanager
-def working(site: Site, log: Path) -> Iterator[None]:
+def working(site: Site, log: Path) -> Iterator[Service]:
     """Start a worker of the pool, as the guide does."""
     words = [str(BIN / "prefect"), "worker", "start", "--pool", "aqnet", "--limit", "1"]
-    with process(words, site.folder, site.environment | {"PREFECT_WORKER_QUERY_SECONDS": "2"}, log):
-        yield
+    with process(words, site.folder, site.environment | {"PREFECT_WORKER_QUERY_SECONDS": "2"}, log) as worker:
+        yield worker
 
 
 @contextmanager
-def process(words: list[str], folder: Path, environment: dict[str, str], log: Path) -> Iterator[None]:
-    """A process in a session of its own; it and its children end with the block."""
-    with log.open("w") as out:
-        started = subprocess.Popen(
-            words, cwd=folder, env=environment, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
-        )
-        try:
-            yield
-        finally:
-            started.terminate()
-            with suppress(subprocess.TimeoutExpired):
-                started.wait(20)
-            with suppress(ProcessLookupError):
-                os.killpg(started.pid, signal.SIGKILL)
-            started.wait()
+def process(words: list[str], folder: Path, environment: dict[str, str], log: Path) -> Iterator[Service]:
+    """A program for a block; it and its children end with it."""
+    log.unlink(missing_ok=True)
+    started = Service(words, folder, environment, log)
+    started.start()
+    try:
+        yield started
+    finally:
+        started.stop()
 
 
 def wait(done: Callable[[], bool], seconds: float, what: str) -> None:

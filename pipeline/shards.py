@@ -19,11 +19,13 @@ from typing import Any
 
 import icechunk
 import torch
-from distributed import Client, LocalCluster, as_completed
+from distributed import Client, Future, KilledWorker, LocalCluster, as_completed
 
 from pipeline import analyse, covariates, logs, stages
 from pipeline.config import Month, RunConfig
+from pipeline.cube import patience
 from pipeline.cube.write import Candidate
+from pipeline.errors import ProductError
 from pipeline.stages import Run
 
 logger = logging.getLogger("aqnet")
@@ -100,14 +102,28 @@ def _gather(client: Client, tasks: list[Task]) -> list[Made]:
     futures = {client.submit(month, task, pure=False, retries=RETRIES): n for n, task in enumerate(tasks)}
     made: dict[int, Made] = {}
     for done in as_completed(futures):
-        made[futures[done]] = done.result()
+        made[futures[done]] = _result(done, tasks[futures[done]])
         logger.info("made %d of %d months", len(made), len(tasks), extra={"done": len(made), "total": len(tasks)})
     return [made[n] for n in range(len(tasks))]
+
+
+def _result(done: Future, task: Task) -> Made:
+    """What a worker made; in one line, that each of them died of it."""
+    try:
+        found: Made = done.result()
+    except KilledWorker as error:
+        period = f"{task.month[0]} to {task.month[1]}"
+        raise ProductError(
+            f"{task.candidate.path}: {period}: every worker process that made it died, as one does for which memory "
+            f"does not suffice; nothing was published; give fewer --workers or more memory, then run it again"
+        ) from error
+    return found
 
 
 def month(task: Task) -> Made:
     """Make one month on its fork: ingest, quality control, estimate, score; run by a worker."""
     torch.set_num_threads(1)
+    patience.limit_zarr()
     with logs.in_worker(run_id=task.run_id):
         return _month(task)
 

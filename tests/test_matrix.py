@@ -13,7 +13,8 @@ import pytest
 
 from benchmarks.matrix import scene
 from benchmarks.matrix.cell import Cell, play
-from benchmarks.matrix.faults import CLOCK, FAULTS
+from benchmarks.matrix.every import FAULTS
+from benchmarks.matrix.faults import CLOCK
 from benchmarks.matrix.reader import digest, look
 from pipeline import atomic, stages
 from pipeline.errors import InputError, ProductError, StorageError, telling_storage

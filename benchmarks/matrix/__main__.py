@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -17,11 +16,8 @@ from tempfile import mkdtemp
 
 from benchmarks.matrix import table
 from benchmarks.matrix.cell import Cell, Outcome, play
-from benchmarks.matrix.faults import CLOCK, FAULTS, set_clock
+from benchmarks.matrix.every import FAULTS
 from benchmarks.matrix.scene import Reference, prepare
-
-#: libfaketime, as Debian's package has it.
-_FAKETIME = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1"
 
 
 def cells(runs: int, seed: int, faults: list[str], stages: list[str]) -> list[Cell]:
@@ -36,25 +32,23 @@ def _endless(seed: int, faults: list[str], stages: list[str]) -> Iterator[Cell]:
             yield from (Cell(fault, stage, one) for stage in FAULTS[fault].stages if not stages or stage in stages)
 
 
-def _under_false_clock(folder: Path) -> None:
-    """Start processes under libfaketime from here on."""
-    if not Path(_FAKETIME).exists():
-        raise SystemExit(f"expected libfaketime at {_FAKETIME} for clock jumps (Debian: apt-get install faketime)")
-    os.environ |= {CLOCK: str(folder / "clock"), "LD_PRELOAD": _FAKETIME}
-    os.environ |= {"FAKETIME_NO_CACHE": "1", "FAKETIME_DONT_FAKE_MONOTONIC": "1", "NO_FAKE_STAT": "1"}
-    set_clock(0)
-
-
 def _play_all(wanted: list[Cell], reference: Reference, folder: Path, jobs: int) -> Iterator[Outcome]:
-    """Cells side by side, but those with another clock, which come after the others and one at a time."""
-    clocks = [cell for cell in wanted if cell.fault == "clock jump"]
-    for some, workers in ((sorted(set(wanted) - set(clocks), key=wanted.index), jobs), (clocks, 1)):
-        if some and some is clocks:
-            _under_false_clock(folder)
-        with ProcessPoolExecutor(workers, get_context("spawn"), max_tasks_per_child=None) as pool:
+    """Cells side by side, fault by fault where these share a server; those that must be alone come last."""
+    for kinds in _together(sorted({cell.fault for cell in wanted}, key=list(FAULTS).index)):
+        some = [cell for cell in wanted if cell.fault in kinds]
+        fault = FAULTS[kinds[0]]
+        with fault.shared(folder), ProcessPoolExecutor(1 if fault.alone else jobs, get_context("spawn")) as pool:
             futures = [pool.submit(play, cell, reference, folder / "cells") for cell in some]
             for done in as_completed(futures):
                 yield done.result()
+
+
+def _together(kinds: list[str]) -> list[list[str]]:
+    """Faults that are played at the same time: those that share what they need."""
+    groups: dict[tuple[bool, object], list[str]] = {}
+    for kind in kinds:
+        groups.setdefault((FAULTS[kind].alone, type(FAULTS[kind]).shared), []).append(kind)
+    return [groups[key] for key in sorted(groups, key=lambda key: key[0])]
 
 
 def main() -> None:

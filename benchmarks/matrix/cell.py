@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import time
 import zlib
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks.matrix import child, points
-from benchmarks.matrix.faults import FAULTS, Fault, KillWhole
+from benchmarks.matrix.every import FAULTS
+from benchmarks.matrix.faults import Fault
 from benchmarks.matrix.reader import Reader, digest
 from benchmarks.matrix.scene import Place, Reference, compare
 from pipeline import atomic
@@ -33,7 +34,7 @@ class Cell:
 
 @dataclass
 class Outcome:
-    """What a cell did: exit status and last words of the disturbed run, readings, hours lost and wrong, and problems.
+    """What a cell did: exit status and last words of the disturbed run, what the fault was, readings, hours, problems.
 
     ``recovered`` is ``by itself`` where the disturbed run ended with 0, else ``next run``.
     """
@@ -41,6 +42,7 @@ class Outcome:
     cell: Cell
     status: int = 0
     said: str = ""
+    fault: str = ""
     readings: int = 0
     recovered: str = ""
     lost: int = 0
@@ -52,7 +54,7 @@ class Outcome:
 def play(cell: Cell, reference: Reference, scratch: Path) -> Outcome:
     """Play a cell in a folder of its own, which goes unless something was wrong."""
     began, outcome, fault = time.monotonic(), Outcome(cell), FAULTS[cell.fault]
-    place = Place(scratch / f"{cell.fault} {cell.stage} {cell.seed}".replace(" ", "-").replace("`", ""), reference)
+    place = fault.place(scratch / re.sub(r"[^\w.-]+", "-", f"{cell.fault} {cell.stage} {cell.seed}"), reference)
     atomic.remove(place.folder)
     place.folder.mkdir(parents=True)
     fault.prepare(place)
@@ -73,8 +75,8 @@ def play(cell: Cell, reference: Reference, scratch: Path) -> Outcome:
 def _disturb(cell: Cell, fault: Fault, place: Place, outcome: Outcome) -> None:
     rng, revisions = cell.rng, {digest(cube) for cube in place.reference.cubes()}
     points.plan(place.folder, cell.stage)
-    reader = Reader(place.out, revisions)
-    run = _start(fault)(place, "disturbed")
+    reader = Reader(place.out, revisions, place.beside)
+    run = fault.start(place, "disturbed")
     try:
         points.wait(lambda: points.reached(place.folder) or run.status is not None, f"{cell.stage} to begin")
         if points.reached(place.folder) is None:
@@ -88,17 +90,9 @@ def _disturb(cell: Cell, fault: Fault, place: Place, outcome: Outcome) -> None:
         run.sweep()
         seen = reader.stop()
         fault.lift(place)
-    outcome.readings = seen.count
+    outcome.readings, outcome.fault = seen.count, fault.said()
     outcome.problems += [f"reader: {problem}" for problem in dict.fromkeys(seen.wrong)]
     outcome.problems += fault.problems(place) + _unlike_promised(fault, run, outcome)
-
-
-def _start(fault: Fault) -> Callable[[Place, str], child.Run]:
-    if isinstance(fault, KillWhole):
-        return lambda place, name: child.whole(
-            place.words, place.folder, place.folder / f"{name}.log", {"PREFECT_HOME": str(place.folder / "prefect")}
-        )
-    return lambda place, name: child.forked(place.words, place.folder, place.folder / f"{name}.log")
 
 
 def _unlike_promised(fault: Fault, run: child.Run, outcome: Outcome) -> list[str]:
@@ -122,7 +116,7 @@ def _recover(place: Place, outcome: Outcome, fault: Fault) -> None:
     outcome.recovered = "by itself"
     if outcome.status != 0:
         outcome.recovered = "next run"
-        run = _start(fault)(place, "recovery")
+        run = fault.start(place, "recovery")
         if status := run.end():
             outcome.problems.append(f"the next run ended with {status}: {_last_words(run)}")
     left = compare(place, place.reference.cubes()[1])

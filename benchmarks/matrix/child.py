@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 from uuid import uuid4
 
+import dask
 import torch
 from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -27,8 +28,11 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 import pipeline.offer.publication
 import pipeline.release.hold  # noqa: F401  so that a fork has it already
 from benchmarks.matrix import points
-from pipeline import cli, stages
+from pipeline import cli, shards, stages
 from pipeline.commands import run as run_command
+
+#: Seconds that a forked run waits for a bucket: without an answer, in the middle of one (300 and 30 elsewhere).
+PATIENCE, SILENCE = 12.0, 4
 
 _PNG = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
@@ -82,22 +86,22 @@ class Run:
         return self.log.read_text(errors="replace")
 
 
-def forked(words: Sequence[str], folder: Path, log: Path) -> Run:
+def forked(words: Sequence[str], folder: Path, log: Path, environment: Mapping[str, str] | None = None) -> Run:
     """Start a run in a fork of a process that has imported everything and started no thread."""
     # Forks lose the threads of Icechunk, so they come from a process that never used it.
     context = get_context("forkserver")
     context.set_forkserver_preload([__name__])
-    process = context.Process(target=_run, args=(list(words), folder, log))
+    process = context.Process(target=_run, args=(list(words), folder, log, dict(environment or {})))
     process.start()
     return Run(process, log)
 
 
-def _run(words: list[str], folder: Path, log: Path) -> None:
+def _run(words: list[str], folder: Path, log: Path, environment: dict[str, str]) -> None:
     with log.open("ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
-    os.environ[points.FOLDER] = str(folder)
+    os.environ |= environment | {points.FOLDER: str(folder)}
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
     FigureCanvasAgg.print_png = FigureCanvasSVG.print_svg = _print_a_pixel  # type: ignore[method-assign]
@@ -110,7 +114,15 @@ def _run(words: list[str], folder: Path, log: Path) -> None:
 
 
 def _without_prefect(config: Any, reason: str | None, workers: int | None) -> stages.Run:
-    return stages.make(config, uuid4().hex, reason)
+    if workers is None:
+        return stages.make(config, uuid4().hex, reason)
+    dask.config.set({"distributed.worker.preload": [points.__name__]})
+    with stages.begin(config, uuid4().hex, reason) as run:
+        shards.make(run, workers)
+        stages.outlook(run)
+        stages.validate(run)
+        stages.publish(run)
+    return run
 
 
 def _print_a_pixel(canvas: FigureCanvasBase, place: BinaryIO, **_named: Any) -> None:

@@ -6,7 +6,8 @@ import errno
 import os
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 
@@ -14,14 +15,17 @@ import zarr
 from numpy.random import Generator
 
 from benchmarks.matrix import child, points
-from benchmarks.matrix.scene import Place
-from pipeline import atomic, output
+from benchmarks.matrix.scene import Place, Reference
+from pipeline import output
 from pipeline.cube import repository
 
 KILLED = -9
 
 #: File that tells a preloaded libfaketime by how much the clock is wrong.
 CLOCK = "FAKETIME_TIMESTAMP_FILE"
+
+#: libfaketime, as Debian's package has it.
+FAKETIME = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1"
 
 
 class Fault:
@@ -35,6 +39,25 @@ class Fault:
 
     stages: tuple[str, ...] = tuple(points.POINTS)
     ends: tuple[int, ...] = (0, 1)
+
+    #: Whether its cells are played one at a time, after all others.
+    alone: bool = False
+
+    def shared(self, folder: Path) -> AbstractContextManager[None]:
+        """What all its cells need while they are played, such as a server."""
+        return nullcontext()
+
+    def place(self, folder: Path, reference: Reference) -> Place:
+        """Where a cell is played."""
+        return Place(folder, reference)
+
+    def start(self, place: Place, name: str) -> child.Run:
+        """Start the run that is disturbed, or the one that recovers."""
+        return child.forked(place.words, place.folder, place.folder / f"{name}.log", place.environment)
+
+    def said(self) -> str:
+        """What was done, where that is drawn."""
+        return ""
 
     def prepare(self, place: Place) -> None:
         """Make the place ready, before anything lies in it."""
@@ -72,6 +95,11 @@ class KillWhole(Kill):
     """SIGKILL to the process of a whole `aqnet run`, Prefect and pictures included."""
 
     stages = ("ingest", "analyse", "validate", "publish: main moves", "publish: downloads")
+
+    def start(self, place: Place, name: str) -> child.Run:
+        """Start it with a Prefect of its own."""
+        home = {"PREFECT_HOME": str(place.folder / "prefect")}
+        return child.whole(place.words, place.folder, place.folder / f"{name}.log", home)
 
 
 class DiskFull(Fault):
@@ -165,7 +193,21 @@ class ClockJump(Fault):
     Needs a preloaded libfaketime, which all processes of the cell have.
     """
 
+    alone = True
     jumps = (timedelta(minutes=-7), timedelta(minutes=-30), timedelta(days=-2), timedelta(hours=1), timedelta(days=400))
+
+    @contextmanager
+    def shared(self, folder: Path) -> Iterator[None]:
+        """Start processes under libfaketime from here on."""
+        if not Path(FAKETIME).exists():
+            raise SystemExit(f"expected libfaketime at {FAKETIME} for clock jumps (Debian: apt-get install faketime)")
+        before = dict(os.environ)
+        os.environ |= {CLOCK: str(folder / "clock"), "LD_PRELOAD": FAKETIME}
+        os.environ |= {"FAKETIME_NO_CACHE": "1", "FAKETIME_DONT_FAKE_MONOTONIC": "1", "NO_FAKE_STAT": "1"}
+        set_clock(0)
+        yield
+        for name in set(os.environ) - set(before):
+            del os.environ[name]
 
     def inject(self, place: Place, rng: Generator) -> None:
         """Let the clock jump. The kernel's stays, so times of files written so far jump the other way instead."""
@@ -227,23 +269,5 @@ class NoLock(Fault):
         )
 
 
-FAULTS: dict[str, Fault] = {
-    "kill -9 of the run": Kill(),
-    "disk full": DiskFull(),
-    "read-only store": ReadOnly(),
-    "corrupted input": Corrupted(),
-    "two runs at once": TwoRuns(),
-    "clock jump": ClockJump(),
-    "store conflict: main moved": MainMoved(),
-    "store conflict: no lock": NoLock(),
-    "kill -9 of `aqnet run`": KillWhole(),
-}
-
-
 def _mount(*words: str, command: str = "mount") -> None:
     subprocess.run([command, *words], check=True, capture_output=True, text=True)
-
-
-def remove(place: Place) -> None:
-    """Remove the folder of a cell."""
-    atomic.remove(place.folder)

@@ -56,6 +56,11 @@ def install() -> None:
         setattr(owner, attribute, _stopping(name, getattr(owner, attribute)))
 
 
+def dask_setup(_worker: object) -> None:
+    """Install the points in a Dask worker, which preloads this module."""
+    install()
+
+
 def _stopping(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def stopping(*given: Any, **named: Any) -> Any:
@@ -83,9 +88,15 @@ def plan(folder: Path, name: str) -> None:
     """Plan the next stop."""
     for old in ("reached", "go"):
         (folder / old).unlink(missing_ok=True)
-    part = folder / "plan.part"
-    part.write_text(name)
-    part.rename(folder / "plan")
+    for kept in ("plan", "stage"):
+        part = folder / f"{kept}.part"
+        part.write_text(name)
+        part.rename(folder / kept)
+
+
+def planned(folder: Path) -> str:
+    """The stage of the last plan, reached or not."""
+    return (folder / "stage").read_text()
 
 
 def reached(folder: Path) -> int | None:

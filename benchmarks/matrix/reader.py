@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -38,10 +38,10 @@ def digest(cube: xr.Dataset) -> str:
 class Reader:
     """A process that reads until it is told to stop."""
 
-    def __init__(self, out: Path, whole: set[str]) -> None:
+    def __init__(self, out: Path, whole: set[str], environment: Mapping[str, str]) -> None:
         context = get_context("forkserver")
         self._here, there = context.Pipe()
-        self._process = context.Process(target=_keep_reading, args=(out, whole, there), daemon=True)
+        self._process = context.Process(target=_keep_reading, args=(out, whole, there, dict(environment)), daemon=True)
         self._process.start()
         there.close()
         self._here.recv()  # its first reading
@@ -54,7 +54,8 @@ class Reader:
         return found  # type: ignore[no-any-return]
 
 
-def _keep_reading(out: Path, whole: set[str], pipe: Connection) -> None:
+def _keep_reading(out: Path, whole: set[str], pipe: Connection, environment: dict[str, str]) -> None:
+    os.environ |= environment
     seen = Readings()
     seen.wrong += look(out, whole)
     pipe.send("reading")

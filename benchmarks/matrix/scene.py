@@ -12,6 +12,7 @@ import xarray as xr
 from benchmarks.matrix import child
 from pipeline import output, verify
 from pipeline.cube import repository, write
+from pipeline.location import Location
 from pipeline.twin.simulate import simulate
 
 BBOX = (110.0, 36.0, 112.0, 38.0)
@@ -24,49 +25,58 @@ BESIDE = {f".{output.CUBE}.lock", f".{output.PRODUCTS}.lock", "metrics.prom", ".
 
 @dataclass(frozen=True)
 class Reference:
-    """What undisturbed runs left.
+    """What undisturbed runs left in a folder: one of the first period, then one of the second."""
 
-    Attributes
-    ----------
-    record : folder of the SIMULATED archive and station list.
-    first, second : output folders after the first day, and after the second.
-    """
+    folder: Path
+    days: tuple[str, str, str] = DAYS
 
-    record: Path
-    first: Path
-    second: Path
+    @property
+    def record(self) -> Path:
+        """Folder of the SIMULATED archive and station list."""
+        return self.folder / "record"
+
+    @property
+    def first(self) -> Path:
+        """Output folder after the first period."""
+        return self.folder / "first"
+
+    @property
+    def second(self) -> Path:
+        """Output folder after the second."""
+        return self.folder / "second"
 
     def cubes(self) -> tuple[xr.Dataset, xr.Dataset]:
         """Both revisions, read."""
         return tuple(write.open_cube(out / output.CUBE).load() for out in (self.first, self.second))  # type: ignore[return-value]
 
 
-def prepare(folder: Path) -> Reference:
+def prepare(folder: Path, days: tuple[str, str, str] = DAYS) -> Reference:
     """Make record and undisturbed runs in a folder, unless they are there."""
-    made = Reference(folder / "record", folder / "first", folder / "second")
+    made = Reference(folder, days)
     if (folder / "ready").exists():
         return made
-    simulate(made.record, start=DAYS[0], days=2, bbox=BBOX, n_stations=60)
-    _undisturbed(made.record, made.first, 0)
+    whole = int((np.datetime64(days[2]) - np.datetime64(days[0])) / np.timedelta64(1, "D"))
+    simulate(made.record, start=days[0], days=whole, bbox=BBOX, n_stations=60)
+    _undisturbed(made, made.first, 0)
     shutil.copytree(made.first, made.second)
-    _undisturbed(made.record, made.second, 1)
+    _undisturbed(made, made.second, 1)
     (folder / "ready").touch()
     return made
 
 
-def _undisturbed(record: Path, out: Path, day: int) -> None:
-    run = child.forked(words(record, out, day), out.parent, out.parent / "undisturbed.log")
+def _undisturbed(made: Reference, out: Path, period: int) -> None:
+    run = child.forked(words(made.record, out, made.days[period:]), out.parent, out.parent / "undisturbed.log")
     if run.end():
         raise RuntimeError(f"an undisturbed run failed: {run.said()}")
 
 
-def words(record: Path, out: Path, day: int) -> list[str]:
-    """Options of `aqnet run` for one of the days."""
+def words(record: Path, out: Path, days: tuple[str, ...]) -> list[str]:
+    """Options of `aqnet run` from the first day to the second."""
     options = {
         "--input": record / "archive",
         "--stations": record / "stations.csv",
-        "--start": DAYS[day],
-        "--end": DAYS[day + 1],
+        "--start": days[0],
+        "--end": days[1],
         "--resolution": 0.25,
         "--outlook-hours": OUTLOOK_HOURS,
         "--domain": "matrix",
@@ -93,9 +103,19 @@ class Place:
         return self.disk / "out"
 
     @property
-    def cube(self) -> Path:
+    def cube(self) -> Location:
         """The cube of record."""
-        return self.out / output.CUBE
+        return output.cube(self.out)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What runs find in their environment."""
+        return {}
+
+    @property
+    def beside(self) -> dict[str, str]:
+        """What readers find in theirs."""
+        return {}
 
     @property
     def record(self) -> Path:
@@ -105,7 +125,7 @@ class Place:
     @property
     def words(self) -> list[str]:
         """Options of the run that is disturbed, and of the one that recovers."""
-        return words(self.record, self.out, 1)
+        return words(self.record, self.out, self.reference.days[1:])
 
     def fill(self) -> None:
         """Copy record and first day to their places."""
@@ -146,13 +166,13 @@ def hours_that_differ(found: xr.Dataset, wanted: xr.Dataset) -> tuple[int, int]:
 
 def _strangers(out: Path) -> list[str]:
     """Files that no run leaves when it ends well."""
-    known = {output.CUBE, output.PRODUCTS, *BESIDE}
+    known = {output.CUBE, output.PRODUCTS, output.STORE, *BESIDE}
     here = [path.name for path in out.iterdir() if path.name not in known]
     below = [str(path.relative_to(out)) for path in (out / output.PRODUCTS).rglob(".*")]
     return [f"left over: {name}" for name in sorted(here + below)]
 
 
-def _branches(cube: Path) -> list[str]:
+def _branches(cube: Location) -> list[str]:
     repo = repository.open_existing(cube)
     branches, tags = set(repo.list_branches()), [entry.name for entry in repository.published(repo)]
     wanted = [f"r{number + 1}" for number in range(len(tags))]

@@ -16,6 +16,7 @@ def line(outcome: Outcome) -> str:
     how = f"exit {outcome.status}, {outcome.readings} readings, {outcome.recovered or 'not recovered'}"
     word = "WRONG" if outcome.problems else "ok"
     first = f"{word:5} {cell.fault} | {cell.stage} | {cell.seed}: {how}, {outcome.seconds:.0f} s"
+    first += f" ({outcome.fault})" if outcome.fault else ""
     said = [f"      said: {outcome.said[:300]}"] if outcome.status > 0 else []
     return "\n".join([first, *said, *(f"      {problem}" for problem in outcome.problems)])
 

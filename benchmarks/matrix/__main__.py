@@ -38,6 +38,9 @@ def _play_all(wanted: list[Cell], reference: Reference, folder: Path, jobs: int)
         some = [cell for cell in wanted if cell.fault in kinds]
         fault = FAULTS[kinds[0]]
         with fault.shared(folder), ProcessPoolExecutor(1 if fault.alone else jobs, get_context("spawn")) as pool:
+            if fault.here:
+                yield from (play(cell, reference, folder / "cells") for cell in some)
+                continue
             futures = [pool.submit(play, cell, reference, folder / "cells") for cell in some]
             for done in as_completed(futures):
                 yield done.result()

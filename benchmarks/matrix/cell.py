@@ -100,7 +100,7 @@ def _unlike_promised(fault: Fault, run: child.Run, outcome: Outcome) -> list[str
     problems = []
     if outcome.status not in fault.ends:
         problems.append(f"exit status {outcome.status}: {outcome.said}")
-    elif outcome.status > 0 and not outcome.said.startswith("aqnet: error: "):
+    elif outcome.status > 0 and fault.told and not outcome.said.startswith("aqnet: error: "):
         problems.append(f"the last line is no error: {outcome.said}")
     if "Traceback" in run.said():
         problems.append("a traceback in the log")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.matrix import faults, store_faults, worker_faults
+from benchmarks.matrix import faults, site_faults, store_faults, worker_faults
 from benchmarks.matrix.faults import Fault
 
 FAULTS: dict[str, Fault] = {
@@ -18,4 +18,6 @@ FAULTS: dict[str, Fault] = {
     "store conflict: no lock": faults.NoLock(),
     "kill -9 of `aqnet run`": faults.KillWhole(),
     "kill -9 of a Dask worker": worker_faults.KillDask(),
+    "kill -9 of the Prefect worker": site_faults.KillWorker(),
+    "kill -9 of the Prefect server": site_faults.KillServer(),
 }

@@ -40,8 +40,12 @@ class Fault:
     stages: tuple[str, ...] = tuple(points.POINTS)
     ends: tuple[int, ...] = (0, 1)
 
+    #: Whether a run that fails must say why in one line of the command line.
+    told: bool = True
     #: Whether its cells are played one at a time, after all others.
     alone: bool = False
+    #: Whether they are played in the process that has what they share.
+    here: bool = False
 
     def shared(self, folder: Path) -> AbstractContextManager[None]:
         """What all its cells need while they are played, such as a server."""

@@ -44,7 +44,7 @@ POINTS = {
 }
 
 #: Seconds that a run waits at a point, and that whoever planned one waits for it.
-PATIENCE = 180.0
+PATIENCE = 600.0
 
 
 def install() -> None:

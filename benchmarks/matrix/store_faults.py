@@ -20,6 +20,9 @@ from pipeline import atomic, output
 #: Seconds after which trouble passes, at least and at most: within the tries of a request.
 PASSES = (1.0, 4.0)
 
+#: Troubles after which Icechunk's client tries a request again; not after an answer that stopped half-way.
+RETRIED = (wire.FAILS, wire.SLOW_DOWN, wire.DEAF, wire.LOST)
+
 
 @dataclass(frozen=True)
 class InBucket(Place):
@@ -77,10 +80,10 @@ class BadLine(Fault):
         self.line.trouble(self.states[int(rng.integers(len(self.states)))])
 
     def disturb(self, run: child.Run, rng: Generator) -> None:
-        """Let the trouble pass, in half of the cells; the run then goes on by itself."""
-        passes = rng.random() < 0.5
-        self.ends = (0,) if passes else (0, 1)
-        if passes:
+        """Let the trouble pass, in half of the cells; the run then goes on by itself where Icechunk tries again."""
+        self.passes = rng.random() < 0.5
+        self.ends = (0,) if self.passes and self.line.state in RETRIED else (0, 1)
+        if self.passes:
             time.sleep(rng.uniform(*PASSES))
             self.line.heal()
 
@@ -95,7 +98,7 @@ class BadLine(Fault):
 
     def said(self) -> str:
         """What was done."""
-        state, passed = self.line.last, "for seconds" if self.ends == (0,) else "to the end"
+        state, passed = self.line.last, "for seconds" if self.passes else "to the end"
         return f"{state}, {passed}, {self.line.disturbed} requests"
 
 

@@ -30,7 +30,11 @@ def passing(_task: Any, _task_run: TaskRun, state: State) -> bool:
 
 
 def stage(function: Callable[P, R]) -> Callable[P, R]:
-    """Make a task of a stage. Data is handed over in memory: it is large, and a repeated run must do its work."""
+    """Make a task of a stage.
+
+    Data is handed over in memory, for it is large. What a killed run need not do again is kept by content where months
+    are made, in this process or in Dask's workers: `pipeline.results`.
+    """
     return Task(
         environment.discreet()(function),
         retries=len(BACKOFF),

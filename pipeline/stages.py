@@ -21,7 +21,20 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from pipeline import analyse, covariates, harmonise, logs, memory, output, provenance, qc, report, score, sources
+from pipeline import (
+    analyse,
+    covariates,
+    harmonise,
+    logs,
+    memory,
+    output,
+    provenance,
+    qc,
+    report,
+    results,
+    score,
+    sources,
+)
 from pipeline.atomic import replacing
 from pipeline.config import Month, RunConfig, naive
 from pipeline.contract import HOUR
@@ -61,7 +74,7 @@ class Stage:
 class Run:
     """One run in progress: what its stages share, and what each of them left to be reported.
 
-    ``reason`` is why the run is made, where somebody said so.
+    ``reason`` is why the run is made, where somebody said so; ``keys`` are those of `pipeline.results`, by month.
     """
 
     config: RunConfig
@@ -74,6 +87,7 @@ class Run:
     known: tuple[covariates.Field, ...] = ()
     outlook: analyse.Outlook | None = None
     reason: str | None = None
+    keys: dict[Month, str | None] = field(default_factory=dict)
     stages: list[Stage] = field(default_factory=list)
     quality: list[Record] = field(default_factory=list)
     observed: list[xr.DataArray] = field(default_factory=list)
@@ -199,7 +213,9 @@ def ingest(run: Run, month: Month) -> xr.Dataset:
     """
     first, end = analyse.first_hour(month[0]), analyse.last_used(month[1], run.config.stream)
     with run.measured("ingest", _label(month)) as stage:
-        cube = _read(run, first, end)
+        run.keys[month] = results.key(run.config, month)
+        known = results.find(run.config.out, run.keys[month])
+        cube = _read(run, first, end) if known is None else known
         stage.rows, stage.unit = cube.sizes["time"] * cube.sizes["station"], "station hours"
     return cube
 
@@ -214,7 +230,7 @@ def _read(run: Run, first: np.datetime64, end: np.datetime64) -> xr.Dataset:
 def quality_control(run: Run, cube: xr.Dataset, month: Month) -> xr.Dataset:
     """Flag suspect values; none is changed or deleted. A network whose clock is wrong is warned of."""
     with run.measured("quality control", _label(month)) as stage:
-        flagged = qc.flag(cube, analyse.first_used(month[0]))
+        flagged = _flagged(run, cube, month)
         until = flagged.sel(time=slice(None, month[1] - HOUR))
         own = until.sel(time=slice(month[0], None))
         run.quality.append(record(until, month[0]))
@@ -225,6 +241,15 @@ def quality_control(run: Run, cube: xr.Dataset, month: Month) -> xr.Dataset:
         _compare_with_published(run, until.sel(time=slice(analyse.first_used(month[0]), None)))
         stage.rows, stage.unit = cube.sizes["time"] * cube.sizes["station"], "station hours"
     return flagged
+
+
+def _flagged(run: Run, cube: xr.Dataset, month: Month) -> xr.Dataset:
+    """Flags of an earlier run, which was killed, or of this one, kept in case that it is."""
+    if results.flagged(cube):
+        return cube
+    found = qc.flag(cube, analyse.first_used(month[0]))
+    results.keep(run.config, month, run.keys.get(month), found)
+    return found
 
 
 def _compare_with_published(run: Run, flagged: xr.Dataset) -> None:
@@ -402,6 +427,7 @@ def publish(run: Run) -> None:
         write_run_report(run, cube, folder / output.RUN_REPORT, products)
         write_report(run, folder / output.REPORT)
     hold.clear(run.config.out)
+    results.clear(run.config)
 
 
 def hold_back(run: Run) -> str:

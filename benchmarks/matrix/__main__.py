@@ -65,7 +65,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where to work; it is kept (temporary)")
     parser.add_argument("--json", type=Path, help="file to add each outcome to, a line each")
     asked = parser.parse_args()
-    folder = asked.folder or Path(mkdtemp(prefix="matrix-"))
+    folder = (asked.folder or Path(mkdtemp(prefix="matrix-"))).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     reference = prepare(folder)
     outcomes = []

@@ -24,6 +24,9 @@ KILLED = -9
 #: File that tells a preloaded libfaketime by how much the clock is wrong.
 CLOCK = "FAKETIME_TIMESTAMP_FILE"
 
+#: Seconds after which all processes know a new clock: they look once a second, for looking at every call is slow.
+CACHED = 2.5
+
 #: libfaketime, as Debian's package has it.
 FAKETIME = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1"
 
@@ -207,7 +210,7 @@ class ClockJump(Fault):
             raise SystemExit(f"expected libfaketime at {FAKETIME} for clock jumps (Debian: apt-get install faketime)")
         before = dict(os.environ)
         os.environ |= {CLOCK: str(folder / "clock"), "LD_PRELOAD": FAKETIME}
-        os.environ |= {"FAKETIME_NO_CACHE": "1", "FAKETIME_DONT_FAKE_MONOTONIC": "1", "NO_FAKE_STAT": "1"}
+        os.environ |= {"FAKETIME_CACHE_DURATION": "1", "FAKETIME_DONT_FAKE_MONOTONIC": "1", "NO_FAKE_STAT": "1"}
         set_clock(0)
         yield
         for name in set(os.environ) - set(before):
@@ -218,10 +221,12 @@ class ClockJump(Fault):
         jump = self.jumps[int(rng.integers(len(self.jumps)))].total_seconds()
         set_clock(jump)
         _shift_times(place.out, -jump)
+        points.pause(CACHED)
 
     def lift(self, place: Place) -> None:
         """Set the clock right."""
         set_clock(0)
+        points.pause(CACHED)
 
 
 def set_clock(seconds: float) -> None:

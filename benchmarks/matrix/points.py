@@ -16,12 +16,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-if "FAKETIME_TIMESTAMP_FILE" in os.environ:  # libfaketime breaks the system call that `time.sleep` makes
 
-    def _sleep(seconds: float) -> None:
-        select.select([], [], [], seconds)
+def pause(seconds: float) -> None:
+    """As `time.sleep`, whose system call libfaketime breaks."""
+    select.select([], [], [], seconds)
 
-    time.sleep = _sleep
+
+if "FAKETIME_TIMESTAMP_FILE" in os.environ:
+    time.sleep = pause
 
 #: Environment variable with the folder of ``plan``, ``reached`` and ``go``.
 FOLDER = "MATRIX_FOLDER"

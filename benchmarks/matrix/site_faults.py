@@ -75,6 +75,7 @@ class Deployed(child.Run):
     @property
     def status(self) -> int | None:
         """0 when it completed, 1 when it ended otherwise, `KILLED` when its process is gone and nobody noticed."""
+        time.sleep(0.3)  # who waits for it asks often
         gone = bool(self.pid) and not _lives(self.pid)
         kind = self.state.get("type")
         if kind in _ENDED:
@@ -155,6 +156,7 @@ class SiteFault(Fault):
 
     def start(self, place: Place, name: str) -> child.Run:
         """Let the deployment make the second day."""
+        (place.folder / "reached").unlink(missing_ok=True)  # of the run before
         return _run(self.site, place, 2)
 
     def said(self) -> str:

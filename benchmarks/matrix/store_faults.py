@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import quote
 
 from numpy.random import Generator
 
@@ -33,7 +32,7 @@ class InBucket(Place):
     @property
     def prefix(self) -> str:
         """Prefix of the cube."""
-        return quote(self.folder.name, safe="-").replace("%", "-")
+        return self.folder.name
 
     @property
     def environment(self) -> dict[str, str]:

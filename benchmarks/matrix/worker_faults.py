@@ -19,8 +19,8 @@ from benchmarks.matrix.scene import Place, Reference
 #: A day, then a run of two: the last of a month and the first of the next.
 DAYS = ("2019-11-29", "2019-11-30", "2019-12-02")
 
-#: Deaths of one month after which Dask gives it up: its setting ``distributed.scheduler.allowed-failures`` is 3.
-GIVEN_UP = 4
+#: Deaths after which one of two months died four times: Dask gives it up (``distributed.scheduler.allowed-failures`` 3).
+GIVEN_UP = 7
 
 
 class Months(Place):
@@ -52,8 +52,8 @@ class KillDask(Fault):
         self.killed, again = 0, rng.random() < 1 / 3
         self.ends = (1,) if again else (0,)
         folder = run.log.parent
-        while run.status is None:
-            _kill(points.reached(folder) or 0, rng.uniform(0, 0.3))
+        while worker := points.reached(folder):
+            _kill(worker, rng.uniform(0, 0.3))
             self.killed += 1
             if not again or self.killed == GIVEN_UP:
                 return

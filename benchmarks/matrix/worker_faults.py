@@ -19,7 +19,7 @@ from benchmarks.matrix.scene import Place, Reference
 #: A day, then a run of two: the last of a month and the first of the next.
 DAYS = ("2019-11-29", "2019-11-30", "2019-12-02")
 
-#: Deaths after which one of two months died four times: Dask gives it up (``distributed.scheduler.allowed-failures`` 3).
+#: Deaths after which one of two months died four times, one more than Dask allows (``allowed-failures``).
 GIVEN_UP = 7
 
 

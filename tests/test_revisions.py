@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
+import icechunk
 import numpy as np
 import pytest
 import xarray as xr
+import zarr
 from test_write import GRID, NEW_YEAR, make_block
 
 from pipeline import cli
@@ -138,6 +141,8 @@ def test_history_and_diff_on_the_command_line(path: Path, capsys: pytest.Capture
     shown = capsys.readouterr().out
     assert "| r2 |" in shown
     assert "| late data | 17.50 |" in shown
+    assert cli.run_command(["history", "--cube", str(path), "--last", "1"]) == 0
+    assert "| r1 |" not in capsys.readouterr().out
     assert cli.run_command(["history", "--cube", str(path), "--json"]) == 0
     assert [entry["config"]["source"] for entry in json.loads(capsys.readouterr().out)] == ["table", "table"]
     picture = tmp_path / "change.png"
@@ -147,6 +152,61 @@ def test_history_and_diff_on_the_command_line(path: Path, capsys: pytest.Capture
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert cli.run_command(["diff", "r1", "r9", "--cube", str(path)]) == 1
     assert "no revision 'r9'; published: r1, r2" in capsys.readouterr().err
+
+
+# ---- many revisions ----
+
+
+def test_no_run_and_no_reader_lists_the_tags(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write.publish(blocks(path, NEW_YEAR, 1, "one"), said("one"))
+
+    def listed(_: object) -> set[str]:
+        raise AssertionError("ten years of hours leave 90,000 tags")
+
+    monkeypatch.setattr(icechunk.Repository, "list_tags", listed)
+    for run, tag in (("two", "r2"), ("three", "r3")):
+        assert write.publish(blocks(path, NEW_YEAR, 1, run, seed=len(run)), said(run)) == tag
+    write.hold(blocks(path, NEW_YEAR, 1, "four", seed=4), said("four"))
+    assert write.accept(path, "four", "why not") == "r4"
+    assert write.open_cube(path).attrs["revision"] == "r4"
+    assert write.open_cube(path, "r2").attrs["revision"] == "r2"
+    repo = repository.open_existing(path)
+    assert (repository.newest(repo), repository.last(repo).name) == (4, "r4")  # type: ignore[union-attr]
+    assert [revision.name for revision in revisions.history(path, 2)] == ["r3", "r4"]
+    assert next(write.backwards(path, "r3"))["revision"] == "r3"
+
+
+def test_the_number_of_a_revision_is_one_more_whatever_became_of_the_tags(path: Path) -> None:
+    for number in range(3):
+        write.publish(blocks(path, NEW_YEAR, 1, f"run{number}", seed=number), said(f"run{number}"))
+    repo = repository.open_existing(path)
+    repo.delete_tag("r1")
+    assert [entry.name for entry in repository.published(repo)] == ["r2", "r3"]
+    assert [entry.name for entry in repository.published(repo, 3)] == ["r2", "r3"]
+    assert [entry.name for entry in repository.backwards(repo)] == ["r3", "r2"]
+    session = repo.writable_session("main")
+    zarr.open_group(session.store, mode="r+").attrs["title"] = "somebody else's commit"
+    foreign = session.commit("by hand")
+    assert repository.newest(repo) == 3
+    assert repository.clean(repo).newest == 4
+    assert repo.lookup_tag("r4") == foreign
+    repo.reset_branch("main", repo.lookup_tag("r2"))  # taken back by hand
+    assert (repository.clean(repo).newest, repository.newest(repo)) == (4, 4)
+    assert write.publish(blocks(path, NEW_YEAR, 1, "five", seed=5), said("five")) == "r5"
+    assert repository.names(repo) == "r2, r3, r4, r5"
+    with pytest.raises(ProductError, match="no revision 'r1'; published: r2, r3, r4, r5"):
+        write.open_cube(path, "r1")
+
+
+def test_an_accepted_revision_says_so_in_its_history_whatever_the_reason(path: Path) -> None:
+    write.hold(blocks(path, NEW_YEAR, 1, "one"), said("one", reason="as told"))
+    assert write.accept(path, "one", "as told") == "r1"  # no attribute but the history differs
+    assert write.accept(path, "one", "twice") == "r1"
+    (found,) = revisions.history(path)
+    assert found.accepted == "as told"
+    line = str(write.open_cube(path).attrs["history"])
+    assert re.fullmatch(r"\S+Z aqnet run one: hours \S+ to \S+, revision r1, accepted \S+Z: as told", line)
+    assert write.HISTORY_LINE.match(line)["revision"] == "r1"  # type: ignore[index]
 
 
 # ---- the axes of a cube ----

@@ -16,12 +16,13 @@ CUBE_HELP = "The cube that `aqnet run` published (OUT/cube.icechunk)."
 
 @click.command("history")
 @click.option("--cube", type=CUBE, required=True, help=CUBE_HELP)
+@click.option("--last", type=click.IntRange(min=1), help="Only the newest so many: each is a file to read.")
 @click.option("--json", "as_json", is_flag=True, help="Print the whole record of every revision as JSON.")
-def history_command(cube: Location, as_json: bool) -> None:
+def history_command(cube: Location, last: int | None, as_json: bool) -> None:
     """List the revisions of a cube with reason and scores, and a candidate that the release gate holds."""
     from pipeline.cube import revisions
 
-    found = revisions.history(cube)
+    found = revisions.history(cube, last)
     click.echo(json.dumps(revisions.as_records(found), indent=2) if as_json else revisions.as_text(found))
 
 

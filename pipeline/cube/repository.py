@@ -76,10 +76,10 @@ def backwards(repo: icechunk.Repository, before: int | None = None) -> Iterator[
             yield entry
 
 
-def held(repo: icechunk.Repository) -> list[Entry]:
-    """Candidates that the release gate stopped, oldest first."""
-    branches = [branch for branch in repo.list_branches() if branch.startswith(HELD)]
-    return sorted((_entry(name, next(iter(repo.ancestry(branch=name)))) for name in branches), key=lambda e: e.written)
+def held(repo: icechunk.Repository, branches: Collection[str] | None = None) -> list[Entry]:
+    """Candidates that the release gate stopped, oldest first, among `branches` or all that there are."""
+    names = [name for name in (repo.list_branches() if branches is None else branches) if name.startswith(HELD)]
+    return sorted((_entry(name, next(iter(repo.ancestry(branch=name)))) for name in names), key=lambda e: e.written)
 
 
 def last(repo: icechunk.Repository) -> Entry | None:
@@ -144,10 +144,21 @@ def _entry(name: str, info: icechunk.SnapshotInfo) -> Entry:
 # ---- what a run does to it ----
 
 
-def clean(repo: icechunk.Repository, before: datetime | None = None, dead: str = "") -> int:
-    """Finish or undo what a killed run left: tag a published ``main``, drop stale candidates and their chunks.
+@dataclass(frozen=True)
+class State:
+    """Number of the newest revision, 0 before the first, and the candidates that the release gate stopped."""
 
-    Returns the number of the newest revision.
+    newest: int
+    held: list[Entry]
+
+    @property
+    def overtaken(self) -> list[str]:
+        """Branches that go with the next publication; kept, since a list of branches reads all tags as well."""
+        return [entry.name for entry in self.held]
+
+
+def clean(repo: icechunk.Repository, before: datetime | None = None, dead: str = "") -> State:
+    """Finish or undo what a killed run left: tag a published ``main``, drop stale candidates and their chunks.
 
     Parameters
     ----------
@@ -158,18 +169,20 @@ def clean(repo: icechunk.Repository, before: datetime | None = None, dead: str =
     if root(repo) is not None and head not in (tagged(repo, f"r{number}"), tagged(repo, f"r{_said(repo)}")):
         number += 1
         _tag(repo, f"r{number}", head)
-    drop(repo, CANDIDATE, _younger(repo, before) - {dead}, before)
-    if any(entry.metadata.get("base") != head for entry in held(repo)):
-        drop(repo, HELD, before=before)  # killed between the publication and this
-    return number
+    branches = repo.list_branches()
+    stale, kept = _begun(repo, branches, before) | ({dead} & branches), held(repo, branches)
+    if any(entry.metadata.get("base") != head for entry in kept):  # killed between the publication and this
+        stale, kept = stale | {entry.name for entry in kept}, []
+    drop(repo, stale, before)
+    return State(number, kept)
 
 
-def _younger(repo: icechunk.Repository, before: datetime | None) -> set[str]:
-    """Candidates that were written since a time."""
+def _begun(repo: icechunk.Repository, branches: Collection[str], before: datetime | None) -> set[str]:
+    """Candidates, those alone that were written before a time where there is one."""
+    names = {name for name in branches if name.startswith(CANDIDATE)}
     if before is None:
-        return set()
-    names = [name for name in repo.list_branches() if name.startswith(CANDIDATE)]
-    return {name for name in names if next(iter(repo.ancestry(branch=name))).written_at > before}
+        return names
+    return {name for name in names if next(iter(repo.ancestry(branch=name))).written_at <= before}
 
 
 def others(place: Location) -> datetime | None:
@@ -177,20 +190,17 @@ def others(place: Location) -> datetime | None:
     return datetime.now(UTC) - OTHERS if isinstance(place, S3) else None
 
 
-def drop(repo: icechunk.Repository, kind: str, keep: Collection[str] = (), before: datetime | None = None) -> None:
-    """Delete the branches of a kind but some, and the chunks from `before` (now) that nothing else needs."""
-    stale = sorted(name for name in repo.list_branches() if name.startswith(kind) and name not in keep)
-    for branch in stale:
+def drop(repo: icechunk.Repository, branches: Collection[str], before: datetime | None = None) -> None:
+    """Delete some branches, and the chunks from `before` (now) that nothing else needs."""
+    for branch in sorted(branches):
         log.info("dropping the unpublished candidate %s", branch)
         repo.delete_branch(branch)
-    if stale:
+    if branches:
         repo.garbage_collect(before or datetime.now(UTC))
 
 
-def move_main(
-    repo: icechunk.Repository, head: str, base: str, where: str, tag: str, before: datetime | None = None
-) -> None:
-    """Make a snapshot what readers see, in one step, and tag it; then no held candidate fits any more.
+def move_main(repo: icechunk.Repository, head: str, base: str, where: str, tag: str) -> None:
+    """Make a snapshot what readers see, in one step, and tag it.
 
     Raises
     ------
@@ -206,7 +216,6 @@ def move_main(
         if found != head:  # where it is at `head`, this was done before, and its answer was lost
             raise ProductError(f"{where}: main moved since the candidate began; run it again") from error
     _tag(repo, tag, head)
-    drop(repo, HELD, before=before)
 
 
 def _tag(repo: icechunk.Repository, tag: str, head: str) -> None:

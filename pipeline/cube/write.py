@@ -78,6 +78,7 @@ class Candidate:
     hours : the run's own hours (first, last + 1) since 1970-01-01, those of its outlook included.
     issue : hour from which on they are an outlook; without one the hour after the last.
     base : snapshot of ``main`` that the candidate grew from; `published` is that revision's group, or None.
+    overtaken : branches of held candidates, which go when this one is published or held.
     """
 
     path: Location
@@ -89,6 +90,7 @@ class Candidate:
     repo: icechunk.Repository
     base: str
     published: Group | None
+    overtaken: list[str]
     session: icechunk.Session
     lock: IO[str]
 
@@ -174,14 +176,17 @@ def begin(
         held_lock = stack.enter_context(_lock(path, lock))
         repo, run_id = store.opened_or_made(path), attrs.get("flow_run_id") or uuid4().hex
         dead = _take_over(held_lock, f"{repository.CANDIDATE}{run_id}")
-        revision = f"r{repository.clean(repo, repository.others(path), dead) + 1}"
+        found = repository.clean(repo, repository.others(path), dead)
         base = repo.lookup_branch("main")
         published = repository.root(repo)
         hours = first, issue if outlook_fields.analysed_from(published, issue) else issue + outlook_hours
         branch = f"{repository.CANDIDATE}{run_id}"
         repo.create_branch(branch, base)
         session = repo.writable_session(branch)
-        candidate = Candidate(path, grid, run_id, revision, hours, issue, repo, base, published, session, held_lock)
+        revision, held = f"r{found.newest + 1}", found.overtaken
+        candidate = Candidate(
+            path, grid, run_id, revision, hours, issue, repo, base, published, held, session, held_lock
+        )
         _lay_or_extend(candidate, attrs)
         if isinstance(path, S3):  # dates the branch, for others
             candidate.commit(f"aqnet run {run_id}: laid")
@@ -371,14 +376,8 @@ def publish(candidate: Candidate, record: Mapping[str, Any] | None = None) -> st
     check_axes(candidate)
     head, changed = candidate.seal(record), _changed(candidate)
     if changed:
-        repository.move_main(
-            candidate.repo,
-            head,
-            candidate.base,
-            _of_run(candidate),
-            candidate.revision,
-            repository.others(candidate.path),
-        )
+        repository.move_main(candidate.repo, head, candidate.base, _of_run(candidate), candidate.revision)
+        repository.drop(candidate.repo, candidate.overtaken, repository.others(candidate.path))
     candidate.repo.delete_branch(candidate.branch)
     candidate.close()
     log.info("%s: %s", candidate.path, f"{changed} hours in {candidate.revision}" if changed else "nothing changed")
@@ -395,7 +394,7 @@ def hold(candidate: Candidate, record: Mapping[str, Any] | None = None) -> str:
     branch = f"{repository.HELD}{candidate.run_id}"
     candidate.repo.create_branch(branch, candidate.seal(record))
     candidate.repo.delete_branch(candidate.branch)
-    repository.drop(candidate.repo, repository.HELD, {branch}, repository.others(candidate.path))
+    repository.drop(candidate.repo, candidate.overtaken, repository.others(candidate.path))
     candidate.close()
     return branch
 
@@ -413,13 +412,14 @@ def accept(path: str | Location, run_id: str, reason: str, lock: Path | None = N
     path = located(path)
     with _lock(path, lock) as held_lock:
         repo = repository.open_existing(path)
-        number = repository.clean(repo, repository.others(path), _take_over(held_lock, ""))
-        candidates = {entry.name.removeprefix(repository.HELD): entry for entry in repository.held(repo)}
+        found = repository.clean(repo, repository.others(path), _take_over(held_lock, ""))
+        candidates = {entry.name.removeprefix(repository.HELD): entry for entry in found.held}
         if run_id in candidates:
-            tag = _publish_held(repo, path, candidates[run_id], f"r{number + 1}", reason)
+            tag = _publish_held(repo, path, candidates[run_id], f"r{found.newest + 1}", reason)
+            repository.drop(repo, found.overtaken, repository.others(path))
             log.info("%s: accepted run %s as %s", path, run_id, tag)
             return tag
-        for entry in islice(repository.backwards(repo, number), HISTORY_LINES):
+        for entry in islice(repository.backwards(repo, found.newest), HISTORY_LINES):
             if entry.message.startswith(_accepted(run_id)):
                 log.info("%s: run %s was accepted before, as %s", path, run_id, entry.name)
                 return entry.name
@@ -436,7 +436,7 @@ def _publish_held(repo: icechunk.Repository, path: Location, entry: repository.E
     attrs.update(revision=tag, revision_reason=reason, history=_history(line, earlier))
     head = session.commit(f"{_accepted(run_id)}{reason}", {**entry.metadata, "accepted": reason})
     base = str(entry.metadata["base"])
-    repository.move_main(repo, head, base, f"{path}: run {run_id}", tag, repository.others(path))
+    repository.move_main(repo, head, base, f"{path}: run {run_id}", tag)
     return tag
 
 

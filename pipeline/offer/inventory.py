@@ -26,6 +26,9 @@ NAME = re.compile(
     r"_(?P<frequency>[a-z]+(?:-utc[+-]\d\d)?)_(?P<first>\d{8})-(?P<last>\d{8})\.nc"
 )
 
+#: Newest revisions of the cube that are listed, whether or not a file is of them: hours leave thousands a year.
+LISTED = 100
+
 
 @dataclass(frozen=True)
 class File:
@@ -116,7 +119,7 @@ class Revision:
 
 @dataclass(frozen=True)
 class Cube:
-    """The cube of record beside the products: its folder, newest attributes, revisions from the oldest on."""
+    """The cube of record beside the products: folder, newest attributes, the newest revisions, oldest first."""
 
     path: Location
     attrs: dict[str, str]
@@ -269,9 +272,10 @@ def _outline(lat: NDArray[np.float64], lon: NDArray[np.float64]) -> NDArray[np.f
 
 
 def read_cube(path: Location) -> Cube | None:
-    """Read attributes and revisions of a published cube; None where there is none."""
+    """Read attributes and the newest revisions of a published cube; None where there is none."""
     try:
-        attrs, tags = write.open_cube(path).attrs, {entry["revision"]: entry for entry in write.history(path)}
+        attrs = write.open_cube(path).attrs
+        tags = {entry["revision"]: entry for entry in write.history(path, LISTED)}
     except ProductError:
         return None
     said = {line["revision"]: line for line in write.HISTORY_LINE.finditer(str(attrs.get("history", "")))}

@@ -305,8 +305,8 @@ def changes_of(path: Location, cube: xr.Dataset, revision: str | None) -> Change
     cube : what a run made, published or not.
     revision : its tag; None where it has none.
     """
-    tags = [entry["revision"] for entry in write.history(path)]
-    earlier = tags[: tags.index(revision)] if revision else tags
-    if not earlier:
+    tags = (entry["revision"] for entry in write.backwards(path, revision))
+    earlier = next((tag for tag in tags if tag != revision), None)
+    if earlier is None:
         return None
-    return changes.compare(write.open_cube(path, earlier[-1]), cube, (earlier[-1], revision or "this run"))
+    return changes.compare(write.open_cube(path, earlier), cube, (earlier, revision or "this run"))

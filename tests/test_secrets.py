@@ -25,8 +25,10 @@ from secret_search import leaks
 from test_write import NEW_YEAR, run
 
 from pipeline import logs, redact
+from pipeline.config import from_sources
 from pipeline.console import logging_to_console
 from pipeline.cube import repository
+from pipeline.errors import ConfigError
 from pipeline.twin.simulate import Simulation
 
 #: With what must be quoted in addresses, in JSON and in HTML.
@@ -42,19 +44,45 @@ PLANTED = {
 }
 _NAMED = {name: value for name, value in PLANTED.items() if name.isupper()}
 
-#: As somebody's worst day: stages that fail with every secret in their message, the log at its most talkative.
-FAILING = """
+#: What a process does in one go, so that Prefect starts once: runs of every kind that end well, then, as on somebody's
+#: worst day, stages that fail with every secret in their message. The log is at its most talkative.
+DAY = """
 import logging, os, sys
 from base64 import b64encode
+from datetime import UTC, datetime
+from pathlib import Path
 from urllib.parse import quote
 from flows import environment
 environment.prepare_command_line()
 from prefect.blocks.system import Secret
+from starlette.testclient import TestClient
 from pipeline import cli, redact, stages
+from pipeline.offer import serve
+
+talkative = ["--debug", "--log-format", "json"]
+names, place, schedule, *args = sys.argv[1:]
+place, schedule = Path(place), Path(schedule)
+given = dict(zip(args[::2], args[1::2]))
+run = ["run", *(word for name, value in given.items() for word in (name, *value.split()))]
+assert cli.run_command([*talkative, *run, "--out", str(place / "out"), "--json", "--workers", "1"]) == 0
+
+logging.getLogger("aqnet").setLevel("DEBUG")
+arrived = ["--input", given["--input"], "--stations", given["--stations"], "--store", str(place / "store")]
+assert cli.run_command([*talkative, "ingest", "cnemc", *arrived]) == 0
+from flows.daily import daily
+from flows.hourly import hourly
+assert hourly(schedule, now=datetime(2019, 12, 1, 2, tzinfo=UTC)) == ["r1"]
+assert daily(schedule, now=datetime(2019, 12, 7, tzinfo=UTC)) == ["r2"]
+
+with TestClient(serve.application(place / "out")) as reader:
+    for path in ("", "products/", "products/run.json", "products/catalog.json", "metrics", "nowhere"):
+        answer = reader.get(f"/{path}", headers={"Authorization": "Basic none"})
+        print(answer.status_code, answer.headers, answer.text)
+
 Secret(value=sys.stdin.readline().strip()).save("planted", overwrite=True)
 block = Secret.load("planted").get()
 redact.know(block)
-told = [os.environ[name] for name in sys.argv[1].split(",")] + [block]
+told = [os.environ[name] for name in names.split(",")] + [block]
 told += [quote(one, safe="") for one in told] + [b64encode(one.encode()).decode() for one in told]
 
 def fail(*_):
@@ -65,11 +93,10 @@ def fail(*_):
     except KeyError as cause:
         raise ValueError(f"no answer from {told}", told) from cause
 
-args = sys.argv[2:]
 for stage, form in (("ingest", "text"), ("validate", "json")):
     before = getattr(stages, stage)
     setattr(stages, stage, fail)
-    assert cli.run_command(["--debug", "--log-format", form, *args]) == 70
+    assert cli.run_command(["--debug", "--log-format", form, *run, "--out", str(place / "out"), "--json"]) == 70
     setattr(stages, stage, before)
 cli.run_command(["doctor", "--timeout", "0.1", "--json"])
 """
@@ -83,8 +110,21 @@ def environment(home: Path) -> dict[str, str]:
         "METADATA_DATABASE": f"postgresql+asyncpg://aqnet:{PLANTED['database']}@127.0.0.1:9/prefect",
     }
     prefect = {"PREFECT_HOME": str(home), "PREFECT_LOGGING_LEVEL": "DEBUG", "PREFECT_LOGGING_TO_API_ENABLED": "true"}
+    prefect["PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS"] = "600"  # a busy machine
     dropped = {"PREFECT_API_URL", "PREFECT_API_DATABASE_CONNECTION_URL"}
     return {name: value for name, value in os.environ.items() if name not in dropped} | planted | prefect
+
+
+#: Configuration of the scheduled runs.
+SCHEDULE = """
+source = "store"
+input = "{place}/store"
+start = 2019-12-01
+bbox = [110.0, 36.0, 113.0, 39.0]
+resolution = 0.5
+weights = "{weights}"
+out = "{place}/scheduled"
+"""
 
 
 def test_no_run_good_or_failed_leaves_or_says_a_secret(
@@ -92,36 +132,36 @@ def test_no_run_good_or_failed_leaves_or_says_a_secret(
 ) -> None:
     place, said = tmp_path / "left", tmp_path / "left" / "said"
     said.mkdir(parents=True)
-    given = ["run", "--input", small_simulation.archive, "--stations", small_simulation.stations]
-    given += ["--start", "2019-12-01", "--end", "2019-12-01T03", "--bbox", "110", "36", "113", "39", "--resolution"]
-    given += ["0.5", "--weights", weights, "--out", place / "out", "--json"]
-    args = list(map(str, given))
+    (tmp_path / "schedule.toml").write_text(SCHEDULE.format(place=place, weights=weights))
+    given = ["--input", small_simulation.archive, "--stations", small_simulation.stations, "--weights", weights]
+    given += ["--start", "2019-12-01", "--end", "2019-12-01T03", "--bbox", "110 36 113 39", "--resolution", "0.5"]
     told = ",".join([*_NAMED, "HTTPS_PROXY", "METADATA_DATABASE"])
-    runs = {
-        "good": [str(Path(sys.executable).with_name("aqnet")), "--debug", "--log-format", "json", *args],
-        "failing": [sys.executable, "-c", FAILING, told, *args],
-    }
-    for name, command in runs.items():
+    with (said / "out").open("w") as out, (said / "err").open("w") as err:
         done = subprocess.run(
-            command,
+            [sys.executable, "-c", DAY, told, place, tmp_path / "schedule.toml", *given],
             cwd=tmp_path,
             env=environment(place / "prefect"),
             input=PLANTED["block"] + "\n",
-            capture_output=True,
+            stdout=out,
+            stderr=err,
             text=True,
-            timeout=240,
+            timeout=1200,
             check=False,
         )
-        (said / f"{name}.out").write_text(done.stdout)
-        (said / f"{name}.err").write_text(done.stderr)
-        assert name == "failing" or done.returncode == 0, done.stderr
-    heard = (said / "failing.err").read_text()
+    heard = (said / "err").read_text()
+    assert done.returncode == 0, heard[-5000:]
     assert heard.count("no answer from") >= 2, heard
-    assert (place / "out" / "metrics.prom").is_file()
+    assert "months side by side: 1 processes here" in heard
+    for folder in ("out", "scheduled"):
+        assert (place / folder / "metrics.prom").is_file()
+        assert (place / folder / "products" / "SHA256SUMS").is_file()
+    assert "200 Headers" in (said / "out").read_text()
     with closing(sqlite3.connect(place / "prefect" / "prefect.db")) as database:
         states = [row[0] for row in database.execute("select message from flow_run_state where type = 'FAILED'")]
+        flows = {row[0] for row in database.execute("select name from flow")}
         logged = database.execute("select count(*) from log").fetchone()[0]
     assert any("no answer from" in message for message in states)
+    assert flows == {"reanalysis", "hourly", "daily"}
     assert logged > 0
     assert leaks(place, PLANTED) == []
 
@@ -170,6 +210,25 @@ def test_a_leak_in_a_commit_of_the_cube_is_found(tmp_path: Path) -> None:
     zarr.open_group(session.store, mode="r+").attrs["note"] = PLANTED["block"]
     session.commit("a note", {"said": PLANTED["AWS_SECRET_ACCESS_KEY"]})
     assert {line.rpartition(": ")[2] for line in leaks(cube, PLANTED)} == {"block", "AWS_SECRET_ACCESS_KEY"}
+
+
+# ---- files of secrets ----
+
+
+def test_what_a_credentials_file_holds_is_taken_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from flows.environment import discreet
+
+    monkeypatch.setattr(redact, "_known", set())
+    credentials, password = tmp_path / "s3_client", tmp_path / "password"
+    credentials.write_text(
+        "[default]\naws_access_key_id = AKIAOFAFILE\naws_secret_access_key=of/a=file\nregion = here\n"
+    )
+    password.write_text("of a line\n")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(credentials))
+    monkeypatch.setenv("POSTGRES_PASSWORD_FILE", str(password))
+    monkeypatch.setenv("OTHER_TOKEN_FILE", str(tmp_path / "that is not there"))
+    with pytest.raises(ValueError, match=r"^\*\*\* \*\*\* \*\*\* here$"), discreet():
+        raise ValueError("AKIAOFAFILE of/a=file of a line here")
 
 
 # ---- errors ----
@@ -222,3 +281,29 @@ def test_a_line_whose_arguments_do_not_fit_is_said_without_them_leaking(
     assert "two %d words" in said
     assert "***" in said
     assert PLANTED["OPENAQ_API_KEY"] not in said
+
+
+def test_what_stands_hidden_behind_an_error_is_taken_away() -> None:
+    """An address with a password, in the configuration's own error, which is not shown but would be pickled."""
+    with pytest.raises(ConfigError) as raised, redact.errors():
+        from_sources(None, {"store": f"s3://me:{PLANTED['proxy']}@aqnet/cube"})
+    assert raised.value.__context__ is None
+    assert PLANTED["proxy"] not in f"{raised.value}"
+
+
+def test_a_cause_whose_text_cannot_be_mended_is_named_by_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stubborn(Exception):
+        def __str__(self) -> str:
+            return f"refused {PLANTED['OPENAQ_API_KEY']}"
+
+    def raise_behind() -> None:
+        try:
+            raise Stubborn
+        except Stubborn as cause:
+            raise ValueError("no answer") from cause
+
+    monkeypatch.setenv("OPENAQ_API_KEY", PLANTED["OPENAQ_API_KEY"])
+    with pytest.raises(ValueError, match=r"^no answer$") as raised, redact.errors():
+        raise_behind()
+    assert repr(raised.value.__cause__) == "RuntimeError('Stubborn: refused ***')"
+    assert raised.value.__context__ is None or "***" in str(raised.value.__context__)

@@ -130,6 +130,7 @@ def _commit(repo: icechunk.Repository, number: int, said: dict[str, Any]) -> str
 def costs(path: Path, value: float, slow: bool = True) -> dict[str, float]:
     """Seconds of what runs and readers do to a repository."""
     repo = opened(path)
+    write.open_cube(path)  # imports what it needs
     found = {
         "open_cube": seconds(lambda: write.open_cube(path)),
         "open_cube of a tag": seconds(lambda: write.open_cube(path, "r1")),

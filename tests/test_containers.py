@@ -280,7 +280,7 @@ def object_store(tmp_path: Path) -> Iterator[str]:
 
 def test_the_bucket_is_made_once_and_is_no_trouble_the_next_time(object_store: str) -> None:
     (commands,) = SERVICES["bucket"]["command"]
-    shell = ["timeout", "120", *SERVICES["bucket"]["entrypoint"]]
+    shell = ["timeout", "300", *SERVICES["bucket"]["entrypoint"]]
     path = f"{BIN}:{os.environ['PATH']}"
     for _ in range(2):
         made = command(*shell, commands.replace("object-store:9333", object_store), PATH=path)

@@ -33,6 +33,9 @@ OTHERS = timedelta(days=7)
 
 _TAG = re.compile(r"r(\d+)")
 
+#: What Icechunk says of a tag or branch that is not there, or cannot be.
+_NO_REF = re.compile(r"ref not found|invalid ref name")
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -112,7 +115,7 @@ def tagged(repo: icechunk.Repository, tag: str) -> str | None:
     try:
         return str(repo.lookup_tag(tag))
     except icechunk.IcechunkError as error:
-        if "ref not found" in str(error):
+        if _NO_REF.search(str(error)):
             return None
         raise
 
@@ -191,10 +194,14 @@ def others(place: Location) -> datetime | None:
 
 
 def drop(repo: icechunk.Repository, branches: Collection[str], before: datetime | None = None) -> None:
-    """Delete some branches, and the chunks from `before` (now) that nothing else needs."""
+    """Delete some branches, those that are still there, and the chunks from `before` (now) that nothing else needs."""
     for branch in sorted(branches):
         log.info("dropping the unpublished candidate %s", branch)
-        repo.delete_branch(branch)
+        try:
+            repo.delete_branch(branch)
+        except icechunk.IcechunkError as error:  # by a former try of the same publication, or by another host
+            if not _NO_REF.search(str(error)):
+                raise
     if branches:
         repo.garbage_collect(before or datetime.now(UTC))
 

@@ -6,6 +6,7 @@ import errno
 import os
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -91,6 +92,11 @@ def test_a_store_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch)
         with pytest.raises(StorageError, match=r"^s3://matrix/deaf: expected an answer; http://\S+ gave none for 1 s"):
             store.exists(S3("matrix", "deaf"))
         assert line.disturbed == 1
+        line.trouble(wire.DENIES)  # so that the call that was given up ends before Python does
+        for thread in threading.enumerate():
+            if thread.name == patience.__name__:
+                thread.join(20)
+                assert not thread.is_alive()
 
 
 def test_calls_of_a_bucket_are_limited_and_stay_what_they_are(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -12,12 +12,14 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
-#: What a line may do: answers 500 and 503 in place of the server; nothing, ever; half an answer, and then nothing; the
+#: What a line may do: answers 500, 503 and 403 in place of the server; nothing, ever; half an answer, then nothing; the
 #: server does what was asked but the connection ends before its answer comes.
 GOOD, FAILS, SLOW_DOWN, DEAF, HALF, LOST = "good", "500", "503 SlowDown", "no answer", "half an answer", "answer lost"
+DENIES = "403 AccessDenied"
 
 _ANSWERS = {
     FAILS: (HTTPStatus.INTERNAL_SERVER_ERROR, "InternalError"),
+    DENIES: (HTTPStatus.FORBIDDEN, "AccessDenied"),
     SLOW_DOWN: (HTTPStatus.SERVICE_UNAVAILABLE, "SlowDown"),
 }
 
@@ -43,8 +45,9 @@ class Line:
         return f"http://127.0.0.1:{self._http.server_address[1]}"
 
     def trouble(self, state: str) -> None:
-        """Disturb from the next request on."""
-        self._healed.clear()
+        """Disturb from the next request on; what hangs ends."""
+        self._healed.set()
+        self._healed = threading.Event()
         self.state = self.last = state
 
     def heal(self) -> None:

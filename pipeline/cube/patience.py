@@ -46,7 +46,7 @@ def within(seconds: float, function: Callable[..., R], *given: Any, **named: Any
         except BaseException as error:  # raised where it was called
             errors.append(error)
 
-    thread = threading.Thread(target=call, daemon=True)
+    thread = threading.Thread(target=call, name=__name__, daemon=True)
     thread.start()
     thread.join(seconds)
     if errors:

@@ -8,17 +8,23 @@ from __future__ import annotations
 import logging
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import wraps
 from importlib.metadata import version
+from pathlib import Path
+from typing import Any
 
 import click
 
 from pipeline import logs
 from pipeline.commands import doctor, export, history, observe, publish, run, trace, train, verify
 from pipeline.console import fail, logging_to_console
-from pipeline.errors import AqnetError
+from pipeline.errors import AqnetError, telling_storage
 
 logger = logging.getLogger("aqnet")
+
+#: Options that say where a command writes, those that win first.
+PLACES = ("out", "output", "store", "picture")
 
 EXIT_ERROR, EXIT_BUG, EXIT_INTERRUPTED = 1, 70, 130
 
@@ -97,5 +103,25 @@ def aqnet(context: click.Context, debug: bool, log_format: str | None) -> None:
     context.with_resource(logging_to_console(debug, log_format or logs.wanted()))
 
 
+def _telling(command: click.Command) -> click.Command:
+    """Let a command end in one line where a disk refuses; it names the file, or the place that options name."""
+    work = command.callback
+    assert work is not None
+
+    @wraps(work)
+    def told(**options: Any) -> Any:
+        with telling_storage(_place(options)):
+            return work(**options)
+
+    command.callback = told
+    return command
+
+
+def _place(options: Mapping[str, Any]) -> Path:
+    """Where a command writes; the working directory where no option says it."""
+    given = (options.get(name) for name in PLACES)
+    return next((path for path in given if isinstance(path, Path)), Path.cwd())
+
+
 for _command in COMMANDS:
-    aqnet.add_command(_command)
+    aqnet.add_command(_telling(_command))

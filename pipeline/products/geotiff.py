@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import rasterio
 from rasterio.crs import CRS
+from rasterio.errors import RasterioError
 from rasterio.transform import from_bounds
 
 from pipeline.contract import FieldSpec
@@ -28,19 +31,36 @@ def write(series: Series, path: Path, variable: str) -> None:
     ------
     KeyError
         When the series has no such gridded variable.
+    RuntimeError
+        When the file does not hold what was written: GDAL closes a file on a full disk without a word.
     """
     spec = gridded(series)[variable]
-    with (
-        rasterio.Env(GDAL_NUM_THREADS="1", GDAL_CACHEMAX=_CACHE_MB),
-        rasterio.open(path, "w", **_profile(series, spec)) as file,
-    ):
+    try:
+        with rasterio.Env(GDAL_NUM_THREADS="1", GDAL_CACHEMAX=_CACHE_MB):
+            _check(path, _write(series, path, spec))
+    except RasterioError as error:
+        raise RuntimeError(f"{path}: {error}") from error
+
+
+def _write(series: Series, path: Path, spec: FieldSpec) -> list[int]:
+    """Write the bands; return a checksum of each."""
+    written = []
+    with rasterio.open(path, "w", **_profile(series, spec)) as file:
         file.update_tags(**_tags(series, spec))
-        band = 0
         for _, values in series.placed():
-            for field in values[variable]:
-                band += 1
-                file.write(np.where(np.isnan(field), NODATA, field)[::-1].astype(spec.dtype), band)
-                _describe(file, band, series.bounds[band - 1], spec)
+            for field in values[spec.name]:
+                data = np.ascontiguousarray(np.where(np.isnan(field), NODATA, field)[::-1], spec.dtype)
+                written.append(crc32(data.data))
+                file.write(data, len(written))
+                _describe(file, len(written), series.bounds[len(written) - 1], spec)
+    return written
+
+
+def _check(path: Path, written: Sequence[int]) -> None:
+    with rasterio.open(path) as file:
+        for band, checksum in enumerate(written, 1):
+            if crc32(file.read(band)) != checksum:
+                raise RuntimeError(f"{path}: band {band} does not hold what was written")
 
 
 def gridded(series: Series) -> dict[str, FieldSpec]:

@@ -5,7 +5,10 @@
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
+# Without compiled modules on disk, each of the many processes that tests start compiles all of them again.
+unexport PYTHONDONTWRITEBYTECODE
 ARGS ?=
+TESTERS ?= auto
 
 help: ## show the targets
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -13,8 +16,9 @@ help: ## show the targets
 run: $(VENV)/.installed ## simulate a week, run the pipeline over it, score it against the truth (ARGS="..." for aqnet run)
 	@$(BIN)/aqnet run $(ARGS)
 
-test: tools lint ## lint and run every test, two files at a time
-	@$(BIN)/python -m pytest -q --numprocesses 2 --dist loadfile
+test: ## lint and run every test, a file a process (TESTERS=2 sets how many at a time)
+	@$(MAKE) --no-print-directory -j 2 tools lint
+	@$(BIN)/python -m pytest -q --numprocesses $(TESTERS) --dist loadfile
 
 lint: $(VENV)/.installed-dev ## ruff, mypy, import-linter
 	@$(BIN)/ruff check
@@ -93,10 +97,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@$(PIP) -e .
 	@touch $@
 
-$(VENV)/.installed-dev: $(VENV)/.installed
-	@echo "Installing the development tools into $(VENV) (once)"
+$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "Installing aqnet-reanalysis and its development tools into $(VENV) (once; some minutes)"
 	@$(PIP) -e '.[dev]'
-	@touch $@
+	@touch $(VENV)/.installed $@
 
 # Tests open the products with the tools users have. Without those tools they skip, and say so.
 tools:

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[1]
 
+#: What a process of tests and the processes that it starts take, with room.
+GIB_A_WORKER = 4.5
+
 # Prefect reads its environment when it is first imported, by whichever test comes first.
 environment.prepare()
 os.environ.update(environment.COMMAND_LINE)
@@ -25,6 +28,12 @@ settings.register_profile(
     "aqnet", deadline=None, derandomize=True, max_examples=50, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("aqnet")
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Files tested at a time: one more than there are cores, since tests wait for servers, where memory allows."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return max(1, min(len(os.sched_getaffinity(0)) + 1, int(memory / GIB_A_WORKER)))
 
 
 @pytest.fixture(scope="session")

@@ -218,7 +218,7 @@ class Drifting(Interpolator):
 
     def _said(self, bands_STB: Tensor, stations: NDArray[np.int64]) -> Float:
         """What the network's weights make of bands at the reporting stations, (T, Q)."""
-        every = self.layout.everywhere(bands_STB, stations).astype(np.float64)
+        every = self.layout.everywhere(bands_STB, stations)
         said: Float = (self.layout.cells.bands @ every).sum(axis=0)
         return said.T
 

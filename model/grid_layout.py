@@ -3,7 +3,8 @@
 The same numbers as `NeuralKNN` and `model.layout` give, for many points and stations that come and go. Weights of all
 stations of the record are worked out once and hold from then on: a station that does not report is given, band by band,
 what kriging from the others says of it, and estimates are then what they would be without it. What it adds to their
-variance is worked out when it stops.
+variance is worked out when it stops. All of this is float64: rounded to float32 after that, an estimate is the same,
+bit by bit, whichever silent stations the record holds, and so whatever other hours are estimated with it.
 
 Shapes: S stations of the record, M silent ones, Q points, K neighbours, A of attention, B bands, R covariances.
 """
@@ -85,7 +86,7 @@ class Layout:
         width = config.head_hidden + -config.head_hidden % 4
         sizes = [(k,), (min(config.near, k),), (width,), (), (), (2,)]
         every = (np.zeros((Q, *size), np.float32) for size in sizes)
-        return Cells(np.zeros((Q, k), np.int32), np.zeros((BANDS, Q, S), np.float32), *every)
+        return Cells(np.zeros((Q, k), np.int32), np.zeros((BANDS, Q, S)), *every)
 
     @torch.no_grad()
     def _solve(self, observations: Observations, points: Points, rows: list[int]) -> None:
@@ -94,12 +95,13 @@ class Layout:
         self.rows, self.system = rows, kriging.system(self.between, self.terrain, [*rows, WHOLE])
         self.whole = _Whole(
             _covariances(kriging, [WHOLE], self.place, self.terrain),
-            kriging.covariance(self.between, self.terrain, self.terrain, [WHOLE])[0].numpy(),
+            kriging.covariance(self.between.double(), *2 * (self.terrain.double(),), [WHOLE])[0].float().numpy(),
             np.float32(kriging.log_nugget[WHOLE].exp()),
         )
-        self.variance = kriging.variance(self.place, rows) + kriging.log_nugget[rows].exp()[:, None]  # (B, Q)
+        nugget = kriging.log_nugget[rows].exp()[:, None]
+        self.variance = kriging.variance(self.place.double(), rows) + nugget  # (B, Q)
         some = _covariances(kriging, rows, self.place, self.terrain)
-        system = System(*(part[:BANDS].float() for part in self.system))
+        system = System(*(part[:BANDS] for part in self.system))
         weigh = partial(self._weigh_all, o, points, some, system)
         in_threads(lambda part: alone(partial(weigh, part)), len(self.place), _CHUNK)
 
@@ -112,14 +114,13 @@ class Layout:
             index, towards = np.broadcast_to(every, km.shape), np.empty((BANDS, *km.shape), np.float32)
             rows = np.arange(few.start, few.stop)
             covariances(some, index, km, rows, self.place.numpy(), self.terrain.numpy(), towards)
-            self._weigh(few, torch.from_numpy(towards), system)
+            self._weigh(few, torch.from_numpy(towards).double(), system)
 
     @torch.inference_mode()
     def _weigh(self, part: slice, towards: Tensor, system: System) -> None:
         """Weights of some points, whose covariances with the stations are `towards` (B, n, S)."""
         weight = torch.from_numpy(self.cells.bands[:, part])
         torch.baddbmm(system.mean[:, None], towards, system.precision, out=weight)
-        weight += (1 - weight.sum(-1, keepdim=True)) / weight.shape[-1]  # what rounding left of it
         multiplier = system.variance[:, None] - (towards @ system.mean[..., None])[..., 0]
         self.variance[:, part] += multiplier - torch.einsum("bns,bns->bn", weight, towards)
 
@@ -141,7 +142,7 @@ class Layout:
         self.cells = self.cells._replace(station=found.station, km=found.km)
         in_threads(partial(self._attend, changed), len(changed), _CHUNK)
         silent = np.setdiff1d(np.arange(len(self.terrain)), stations)
-        root = torch.linalg.cholesky(self._among(silent)[:BANDS]).float()
+        root = torch.linalg.cholesky(self._among(silent)[:BANDS])
         in_threads(partial(self._place, silent, root), len(self.place), _CHUNK)
 
     def _attend(self, changed: NDArray[np.int64], part: slice) -> None:
@@ -167,7 +168,7 @@ class Layout:
         if len(silent):
             weight = torch.from_numpy(self.cells.bands[:, part][:, :, silent])  # (B, n, M)
             total = total + torch.linalg.solve_triangular(root, weight.mT, upper=False).square().sum(1)
-        variance = kriging.scaled(total, self.rows).T
+        variance = kriging.scaled(total, self.rows).T.float()
         self.cells.variance[part] = (variance.sum(1) / _ERROR).numpy()
         near = torch.from_numpy(self.cells.km[part][:, :1]).clamp(max=FARTHEST).log1p()
         self.cells.widen[part] = widening(near[:, 0], self.network.head.widen).numpy()
@@ -185,16 +186,15 @@ class Layout:
         at = torch.from_numpy(silent)
         return self.system.precision[:, at[:, None], at]
 
-    def everywhere(self, bands: Tensor, stations: NDArray[np.int64]) -> NDArray[np.float32]:
+    def everywhere(self, bands: Tensor, stations: NDArray[np.int64]) -> NDArray[np.float64]:
         """Bands (B, S, T) of all stations from those (n, T, B) of `stations`: the others get what kriging says."""
-        out = torch.empty(BANDS, len(self.terrain), bands.shape[1])
-        out[:, stations] = bands.permute(2, 0, 1)
+        out = torch.empty(BANDS, len(self.terrain), bands.shape[1], dtype=torch.float64)
+        out[:, stations] = bands.permute(2, 0, 1).double()
         silent = np.setdiff1d(np.arange(len(self.terrain)), stations)
         if len(silent):
             towards = self.system.precision[:BANDS, silent][:, :, stations]
             root = torch.linalg.cholesky(self._among(silent)[:BANDS])
-            said = torch.cholesky_solve(towards @ out[:, stations].double(), root)
-            out[:, silent] = -said.float()
+            out[:, silent] = -torch.cholesky_solve(towards @ out[:, stations], root)
         return out.numpy()
 
     # ---- what the stations say of each other ----
@@ -228,7 +228,10 @@ class _Whole(NamedTuple):
 
 
 def _covariances(kriging: Kriging, rows: list[int], place: Tensor, terrain: Tensor) -> Covariances:
-    """Parameters of some covariances, for the compiled loops."""
+    """Parameters of some covariances, for the compiled loops.
+
+    Amplitudes are rounded from float64: torch's float32 exponential depends on where in an array a number stands.
+    """
     parts = (
         2 * kriging.log_factor,
         kriging.log_drift,
@@ -236,5 +239,5 @@ def _covariances(kriging: Kriging, rows: list[int], place: Tensor, terrain: Tens
         F.logsigmoid(kriging.shape).clamp(max=math.log(0.975)),
         kriging.log_sill,
     )
-    amplitudes = (kriging._amplitude(x, rows).numpy() for x in (place, terrain))
+    amplitudes = (kriging._amplitude(x.double(), rows).float().numpy() for x in (place, terrain))
     return Covariances(*(part[rows].exp().numpy() for part in parts), *amplitudes)

@@ -28,14 +28,14 @@ WIDTH = LANES + HOURS
 class Cells(NamedTuple):
     """What a layout knows of its cells.
 
-    Neighbours `station` (Q, K) of the record; weights `bands` (B, Q, S) of all stations; `km` (Q, K) of the neighbours
-    and `attention` (Q, A) of the nearest; `inflow` (Q, H), what the inputs that do not change give the first layer,
-    bias included; `variance` (Q,) of a new observation over a typical error; `widen` (Q,), the factor of the intervals'
+    Neighbours `station` (Q, K) of the record; weights `bands` (B, Q, S) of all stations, float64; `km` (Q, K) of the
+    neighbours and `attention` (Q, A) of the nearest; `inflow` (Q, H), what the inputs that do not change give the first
+    layer, bias included; `variance` (Q,) of a new observation over a typical error; `widen` (Q,), the factor of the intervals'
     width; `cycle` (Q, 2), sine and cosine of the longitude.
     """
 
     station: NDArray[np.int32]
-    bands: NDArray[np.float32]
+    bands: NDArray[np.float64]
     km: NDArray[np.float32]
     attention: NDArray[np.float32]
     inflow: NDArray[np.float32]
@@ -51,7 +51,7 @@ class Day(NamedTuple):
     of UTC.
     """
 
-    bands: NDArray[np.float32]
+    bands: NDArray[np.float64]
     channels: NDArray[np.float32]
     valid: NDArray[np.bool_]
     cycle: NDArray[np.float32]

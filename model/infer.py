@@ -188,7 +188,7 @@ class Interpolator:
         depend on which hours it is estimated with.
         """
         Q = len(self.points.lon)
-        said = torch.zeros(BANDS, len(self.observations.lon), _COLUMNS)
+        said = torch.zeros(BANDS, len(self.observations.lon), _COLUMNS, dtype=torch.float64)
         for piece in pieces:
             said[..., piece.column : piece.column + piece.day.bands.shape[-1]] = torch.from_numpy(piece.day.bands)
         sums = torch.empty(BANDS, Q * _COLUMNS + HOURS)
@@ -229,19 +229,22 @@ class Interpolator:
                 yield slice(start, stop), np.flatnonzero(reporting[start])
 
     def _window(self, hours: slice) -> slice:
-        """The hours that a day's estimates read; they may begin before the record and end after it."""
+        """The whole day of some hours, its lead and (final mode) tail; it may reach out of the record at both ends."""
         config = self.network.config
         midnight = hours.start - int(self.observations.hours[hours.start] % DAY)
-        tail = midnight + DAY + config.tail_hours if self.mode == "final" else hours.stop
-        return slice(midnight - config.lead_hours, tail)
+        tail = config.tail_hours if self.mode == "final" else 0
+        return slice(midnight - config.lead_hours, midnight + DAY + tail)
 
     def _encode(self, hours: slice, piece: slice, stations: NDArray[np.int64]) -> Channels:
-        """Channels of some stations in a piece of the day, (stations, T[, E])."""
+        """Channels of some stations in a piece of the day, (stations, T[, E]).
+
+        The encoder always sees a whole day, hours to come as unknown ones: products of one shape are rounded alike.
+        """
         span, config = self._window(hours), self.network.config
         end = span.stop if self.mode == "final" else hours.start + piece.stop
         read = slice(max(span.start, 0), min(end, len(self.observations.hours)))
         inputs = window(self.observations, read, stations, config.mean, config.std)
-        padded = type(inputs)(*(_pad(part, read.start - span.start, end - read.stop) for part in inputs))
+        padded = type(inputs)(*(_pad(part, read.start - span.start, span.stop - read.stop) for part in inputs))
         channels = self.network.encoder(padded, self.layout.surroundings(stations), self.mode)
         first = hours.start - span.start - config.lead_hours  # hours of the day before the first that is wanted
         return Channels(*(channel[:, first + piece.start : first + piece.stop] for channel in channels))
@@ -261,11 +264,14 @@ class Interpolator:
 
     @torch.inference_mode()
     def _weigh(self, said: Tensor, out: Tensor, part: slice) -> None:
-        """Weighted sums (B, Q, T) of what is said (B, S, T), of some cells, a block after the other."""
+        """Weighted sums (B, Q, T) of what is said (B, S, T), of some cells, a block after the other.
+
+        They are float64 and rounded last, so that they do not depend on the order in which stations are added up.
+        """
         for first in range(part.start, part.stop, _BLOCK):
             block = slice(first, min(first + _BLOCK, part.stop))
             for b in range(BANDS):
-                torch.mm(torch.from_numpy(self.layout.cells.bands[b, block]), said[b], out=out[b, block])
+                out[b, block] = torch.from_numpy(self.layout.cells.bands[b, block]) @ said[b]
 
     def _grid(self, day: Day, sums: Sums, out: Out, start: int, part: slice) -> None:
         """Estimate some cells, a block after the other: the same blocks whatever the threads."""

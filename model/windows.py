@@ -108,15 +108,19 @@ def window(
 
     Features, in order: the scaled logarithms of the other pollutants (0 where missing), their validity marks, and
     sine and cosine of each of `CYCLES` in local solar time (UTC + lon / 15 h), so that they mean the same anywhere.
+
+    All are rounded from float64: what torch makes of a float32 depends on where in an array it stands, and so on which
+    hours are cut out with it.
     """
-    values = torch.from_numpy(np.ascontiguousarray(observations.values[:, hours][:, :, stations])).float()
+    values = torch.from_numpy(np.ascontiguousarray(observations.values[:, hours][:, :, stations])).double()
     known = torch.isfinite(values)
     values = torch.where(known, values, 0.0).clamp(min=0).permute(2, 1, 0)  # (S, T, P)
     mark = known.permute(2, 1, 0)
-    scaled = torch.where(mark, (values.log1p() - torch.tensor(mean)) / torch.tensor(std), 0.0).clamp(-4, 4)
+    centre, spread = (torch.tensor(part, dtype=torch.float64) for part in (mean, std))
+    scaled = torch.where(mark, (values.log1p() - centre) / spread, 0.0).clamp(-4, 4).float()
     cycles = [cyclic(observations.hours[hours], observations.lon[stations], period) for period in CYCLES]
     features = torch.cat([scaled[..., 1:], mark[..., 1:].float(), *cycles], dim=-1)
-    return Window(features, to_z(values[..., 0]) * mark[..., 0], mark[..., 0])
+    return Window(features, (to_z(values[..., 0]) * mark[..., 0]).float(), mark[..., 0])
 
 
 def to_z(pm2p5: Tensor) -> Tensor:
@@ -141,5 +145,5 @@ def cyclic(hours: NDArray[np.int64], lon: Float, period: float) -> Tensor:
     """Sine and cosine (N, T, 2) of local solar time at `lon` (N,) for `hours` (T,) since 1970."""
     east = (np.asarray(lon) + 180.0) % 360.0 - 180.0  # however a longitude is written
     phase = (np.asarray(hours) - _MONDAY)[None] % period + east[:, None] / 15.0
-    angle = torch.from_numpy(2 * np.pi * phase / period).float()
-    return torch.stack([angle.sin(), angle.cos()], dim=-1)
+    angle = torch.from_numpy(2 * np.pi * phase / period)
+    return torch.stack([angle.sin(), angle.cos()], dim=-1).float()

@@ -307,7 +307,7 @@ def test_silent_stations_get_what_kriging_from_the_others_says_of_each_band(seed
     before = bands.clone()
     found = made.everywhere(bands, known)
     assert found.shape == (BANDS, count, 5)
-    assert found.dtype == np.float32
+    assert found.dtype == np.float64
     assert torch.equal(bands, before)
     truth, silent = truth_of(made, count, seed, mode), np.setdiff1d(np.arange(count), known)
     for b in range(BANDS):

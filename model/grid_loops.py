@@ -30,8 +30,8 @@ class Cells(NamedTuple):
 
     Neighbours `station` (Q, K) of the record; weights `bands` (B, Q, S) of all stations, float64; `km` (Q, K) of the
     neighbours and `attention` (Q, A) of the nearest; `inflow` (Q, H), what the inputs that do not change give the first
-    layer, bias included; `variance` (Q,) of a new observation over a typical error; `widen` (Q,), the factor of the intervals'
-    width; `cycle` (Q, 2), sine and cosine of the longitude.
+    layer, bias included; `variance` (Q,) of a new observation over a typical error; `widen` (Q,), the factor of the
+    intervals' width; `cycle` (Q, 2), sine and cosine of the longitude.
     """
 
     station: NDArray[np.int32]

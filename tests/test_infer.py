@@ -438,7 +438,7 @@ def test_a_station_without_pm2p5_is_not_there_whatever_else_it_reports():
 @settings(max_examples=12)
 @given(seed=st.integers(0, 2**31))
 def test_silent_stations_are_as_if_they_were_not_in_the_record(mode: str, seed: int):
-    """Any number of them, whatever their places: weights of all stations are worked out and say the same, bit by bit."""
+    """Any number of them, whatever their places: weights of all stations say the same, bit by bit."""
     rng, seen, at = np.random.default_rng(seed), record(hours=LEAD + 24, stations=60), places()
     talking = np.sort(rng.permutation(60)[: rng.integers(1, 60)])
     silent = np.setdiff1d(np.arange(60), talking)

@@ -71,7 +71,7 @@ def _keep_reading(out: Path, whole: set[str], pipe: Connection, environment: dic
 def look(out: Path, whole: set[str]) -> list[str]:
     """What is wrong with what a reader sees now."""
     try:
-        found = write.open_cube(out / output.CUBE).load()
+        found = write.open_cube(output.cube(out)).load()
     except Exception as error:  # whatever a reader meets is what this is to tell
         return [f"cube: {type(error).__name__}: {' '.join(str(error).split())[:200]}"]
     problems = [] if digest(found) in whole else [f"cube: {found.attrs.get('revision')} is none of the whole revisions"]

@@ -73,7 +73,7 @@ class Site:
 
     def wait(self) -> None:
         """Wait until the server answers."""
-        wait(lambda: _healthy(self.api), 300, f"the server; see {self.server.log}")
+        wait(lambda: _healthy(self.api), 600, f"the server; see {self.server.log}")
 
     def prefect(self, *words: str) -> str:
         """Run a `prefect` command in the folder; what it printed."""
@@ -120,7 +120,7 @@ class Site:
 
 def run(words: list[str], folder: Path, environment: dict[str, str] | None = None) -> str:
     """Run a command; stop with its output when it fails."""
-    done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=900, check=False)
     if done.returncode:
         raise SystemExit(f"{' '.join(words)}: exit status {done.returncode}\n{done.stdout}{done.stderr}")
     return done.stdout

@@ -1,8 +1,8 @@
 """A time limit for what Icechunk asks of a bucket.
 
 Icechunk's client tries a request again that was refused and gives up an answer that stops half-way, but waits for ever
-for a server that takes a request and never answers. Zarr has a limit (``async.timeout``), which its arrays do not use.
-So `limited` lets a repository, its sessions and their stores give up, and `session` one that came without repository.
+for a server that takes a request and never answers. `limited` lets a repository give up; Zarr's own limit does the same
+for chunks (`limit_zarr`).
 """
 
 from __future__ import annotations

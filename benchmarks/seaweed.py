@@ -3,52 +3,50 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 
+from pipeline import atomic
+
 WEED = Path(sys.executable).with_name("weed")
-BUCKET, KEY, SECRET = "aqnet", "AKIAOFTHEBENCHMARK", "NeverToBeFoundInAnyFile"
+BUCKET, KEY, SECRET = "aqnet", "AKIAOFTHETEST", "NeverToBeFoundInAnyFile"
 PORTS = ("master.", "volume.", "filer.", "s3.")
 #: No services on fixed ports, which two servers would share, and nothing told to anybody.
 QUIET = ("-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false")
 
 
-@dataclass(frozen=True)
-class Server:
-    """A server under way: address of its S3 interface, and the environment of its clients."""
-
-    url: str
-    environment: dict[str, str]
+def environment(url: str) -> dict[str, str]:
+    """What a client needs to know: the server's address, or that of a line to it, and credentials."""
+    login = {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET}
+    return {"AWS_ENDPOINT_URL": url, "AWS_REGION": "us-east-1"} | login
 
 
 @contextmanager
-def serving(folder: Path, megabytes: int = 1024) -> Iterator[Server]:
-    """Serve a folder, in volumes of at most `megabytes` (20 of them), until the block ends."""
-    folder.mkdir(parents=True, exist_ok=True)
+def serving(folder: Path, megabytes: int = 1024) -> Iterator[str]:
+    """Serve from a new folder, in 50 volumes of at most `megabytes`, until the block ends; the server's address."""
+    atomic.remove(folder)  # what a server left that had other ports, another does not take
+    folder.mkdir(parents=True)
     identity = {"name": "aqnet", "credentials": [{"accessKey": KEY, "secretKey": SECRET}], "actions": ["Admin"]}
     (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
     free = _free_ports(2 * len(PORTS))
     ports, grpc = free[: len(PORTS)], free[len(PORTS) :]
     options = [f"-{name}port={port}" for name, port in zip(PORTS, ports, strict=True)]
     options += [f"-{name}port.grpc={port}" for name, port in zip(PORTS, grpc, strict=True)]
-    options += ["-volume.max=20", f"-master.volumeSizeLimitMB={megabytes}", f"-s3.config={folder / 's3.json'}"]
+    options += ["-volume.max=50", f"-master.volumeSizeLimitMB={megabytes}", f"-s3.config={folder / 's3.json'}"]
     command = [str(WEED), "server", "-ip=127.0.0.1", f"-dir={folder}", "-filer", "-s3", *QUIET, *options]
     with (folder / "log").open("w") as log:
-        server = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder)
+        server = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, start_new_session=True)
     url = f"http://127.0.0.1:{ports[-1]}"
-    login = {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET}
     try:
         _make_bucket(url, f"127.0.0.1:{ports[0]}.{grpc[0]}", folder / "log")
-        yield Server(url, dict(os.environ) | {"AWS_ENDPOINT_URL": url, "AWS_REGION": "us-east-1"} | login)
+        yield url
     finally:
         server.terminate()
         server.wait(60)
@@ -80,4 +78,4 @@ def _make_bucket(url: str, master: str, log: Path) -> None:
             if BUCKET in made.stdout:
                 return
         time.sleep(1)
-    raise SystemExit(f"the S3 server made no bucket in a minute:\n{log.read_text()[-2000:]}")
+    raise RuntimeError(f"the S3 server made no bucket in a minute:\n{log.read_text()[-2000:]}")

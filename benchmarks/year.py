@@ -100,9 +100,9 @@ def store(kind: str, folder: Path) -> Iterator[tuple[list[str], dict[str, str]]]
     if kind != "s3":
         yield [], dict(os.environ)
         return
-    with seaweed.serving(folder / "weed") as server:
-        os.environ.update({k: v for k, v in server.environment.items() if k.startswith("AWS_")})
-        yield ["--store", f"s3://{seaweed.BUCKET}/year"], server.environment
+    with seaweed.serving(folder / "weed") as url:
+        os.environ.update(seaweed.environment(url))
+        yield ["--store", f"s3://{seaweed.BUCKET}/year"], dict(os.environ)
 
 
 def make(kind: str, workers: int, data: Path, folder: Path, period: tuple[str, str]) -> tuple[Measured, dict[str, str]]:

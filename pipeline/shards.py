@@ -23,7 +23,6 @@ from distributed import Client, Future, KilledWorker, LocalCluster, as_completed
 
 from pipeline import analyse, covariates, logs, stages
 from pipeline.config import Month, RunConfig
-from pipeline.cube import patience
 from pipeline.cube.write import Candidate
 from pipeline.errors import ProductError
 from pipeline.stages import Run
@@ -125,7 +124,6 @@ def _result(done: Future, task: Task) -> Made:
 def month(task: Task) -> Made:
     """Make one month on its fork: ingest, quality control, estimate, score; run by a worker."""
     torch.set_num_threads(1)
-    patience.limit_zarr()
     with logs.in_worker(run_id=task.run_id):
         return _month(task)
 

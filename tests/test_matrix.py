@@ -24,7 +24,7 @@ from benchmarks.matrix.every import FAULTS
 from benchmarks.matrix.faults import CLOCK
 from benchmarks.matrix.reader import digest, look
 from pipeline import atomic, stages
-from pipeline.cube import patience, store
+from pipeline.cube import patience, repository, store
 from pipeline.errors import InputError, ProductError, StorageError, telling_storage
 from pipeline.location import S3
 
@@ -110,6 +110,33 @@ def test_calls_of_a_bucket_are_limited_and_stay_what_they_are(monkeypatch: pytes
         repo.lookup_branch("none")
     with pytest.raises(TimeoutError, match=r"no answer for 0\.01 s"):
         patience.within(0.01, time.sleep, 0.2)
+
+
+@pytest.mark.parametrize("written", [False, True])
+def test_a_chunk_that_never_comes_or_goes_is_given_up(
+    bucket: None, monkeypatch: pytest.MonkeyPatch, written: bool
+) -> None:
+    """Zarr waits for ever for it."""
+    place = S3(matrix_bucket.BUCKET, f"chunk-{written}")
+    values = np.random.default_rng(1).random(100_000)
+    with closing(wire.Line(os.environ[matrix_bucket.SERVER])) as line:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", line.address)
+        repo = store.opened_or_made(place)
+        session = repo.writable_session("main")
+        repository.group(session, "a").create_array("a", data=values)
+        session.commit("an array")
+        opened = store.opened(place)
+        array = repository.group(opened.writable_session("main"), "r+")["a"]
+        monkeypatch.setattr(patience, "PATIENCE", 1.0)
+        line.trouble(wire.DEAF)
+        with pytest.raises(TimeoutError, match="no answer for 1 s"):
+            array[:] = -values if written else array[:]
+        assert line.disturbed > 0
+        line.heal()
+        monkeypatch.setattr(patience, "PATIENCE", 60.0)
+        np.testing.assert_array_equal(
+            repository.group(store.opened(place).readonly_session("main"), "r")["a"][:], values
+        )
 
 
 def test_every_fault_has_stages_and_clocks_are_asked_for_by_name() -> None:

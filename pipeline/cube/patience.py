@@ -1,19 +1,22 @@
 """A time limit for what Icechunk asks of a bucket.
 
 Icechunk's client tries a request again that was refused and gives up an answer that stops half-way, but waits for ever
-for a server that takes a request and never answers. `limited` lets a repository give up; Zarr's own limit does the same
-for chunks (`limit_zarr`).
+for a server that takes a request and never answers. `limited` lets a repository give up; `Patient` does the same for
+chunks, for which Zarr has no limit: its ``async.timeout`` is not that of arrays.
 """
 
 from __future__ import annotations
 
+import asyncio
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from functools import partial
 from typing import Any, TypeVar, cast
 
 import icechunk
-import zarr
+from zarr.abc.store import ByteRequest, Store
+from zarr.core.buffer import Buffer, BufferPrototype
+from zarr.storage import WrapperStore
 
 R = TypeVar("R")
 
@@ -23,10 +26,7 @@ PATIENCE = 300.0
 #: Times that of calls that list or delete a whole store.
 LONG, LONGER = {"garbage_collect"}, 12
 
-
-def limit_zarr() -> None:
-    """Let Zarr give up chunks, too; in this process."""
-    zarr.config.set({"async.timeout": PATIENCE})
+_SILENT = "no answer for {:g} s"
 
 
 def within(seconds: float, function: Callable[..., R], *given: Any, **named: Any) -> R:
@@ -52,7 +52,7 @@ def within(seconds: float, function: Callable[..., R], *given: Any, **named: Any
     if errors:
         raise errors[0]
     if thread.is_alive():
-        raise TimeoutError(f"no answer for {seconds:g} s")
+        raise TimeoutError(_SILENT.format(seconds))
     return results[0]
 
 
@@ -84,3 +84,32 @@ def _each(found: Iterator[R]) -> Iterator[R]:
     end: Any = object()
     while (one := within(PATIENCE, next, found, end)) is not end:
         yield one
+
+
+class Patient(WrapperStore[icechunk.IcechunkStore]):
+    """A session's store, of which a chunk or a key that is asked for or given is waited for only so long."""
+
+    async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
+        """As Zarr's; TimeoutError when it does not come."""
+        return await _soon(super().get(key, prototype, byte_range))
+
+    async def set(self, key: str, value: Buffer) -> None:
+        """As Zarr's; TimeoutError when it is not taken."""
+        await _soon(super().set(key, value))
+
+    async def exists(self, key: str) -> bool:
+        """As Zarr's; TimeoutError when it is not said."""
+        return await _soon(super().exists(key))
+
+    async def delete(self, key: str) -> None:
+        """As Zarr's; TimeoutError when it is not done."""
+        await _soon(super().delete(key))
+
+    _get_many = Store._get_many  # by `get`, one by one
+
+
+async def _soon(one: Coroutine[Any, Any, R]) -> R:
+    try:
+        return await asyncio.wait_for(one, PATIENCE)
+    except TimeoutError as error:
+        raise TimeoutError(_SILENT.format(PATIENCE)) from error

@@ -14,12 +14,12 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Literal
 
 import icechunk
 import zarr
 
-from pipeline.cube import store
+from pipeline.cube import patience, store
 from pipeline.cube.layout import Group
 from pipeline.errors import ProductError
 from pipeline.location import S3, Location
@@ -56,10 +56,15 @@ def open_existing(place: Location) -> icechunk.Repository:
     return store.opened(place)
 
 
+def group(session: icechunk.Session, mode: Literal["r", "r+", "a"]) -> Group:
+    """Root group of a session; no chunk of it is waited for for ever."""
+    return zarr.open_group(patience.Patient(session.store), mode=mode)
+
+
 def root(repo: icechunk.Repository) -> Group | None:
     """Root group of ``main``, or None before the first publication."""
     try:
-        return zarr.open_group(repo.readonly_session("main").store, mode="r")
+        return group(repo.readonly_session("main"), "r")
     except FileNotFoundError:
         return None
 

@@ -87,7 +87,6 @@ def _limited(place: Location, opening: Callable[..., icechunk.Repository]) -> ic
     """Open a repository; of one in a bucket no call waits for ever."""
     if not isinstance(place, S3):
         return opening(storage(place))
-    patience.limit_zarr()
     with told(place):
         return patience.limited(patience.within(patience.PATIENCE, opening, storage(place), _settings()))
 

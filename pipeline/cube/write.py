@@ -22,12 +22,11 @@ from uuid import uuid4
 import icechunk
 import numpy as np
 import xarray as xr
-import zarr
 from numpy.typing import NDArray
 
 from pipeline import atomic
 from pipeline.contract import FIELD_NAMES, FIELDS, STREAMS, check_cube
-from pipeline.cube import repository, store
+from pipeline.cube import patience, repository, store
 from pipeline.cube.layout import BLOCK, FILL, GLOBAL_ATTRS, Group, extend, lay, plain, time_coverage, to_hours
 from pipeline.errors import ProductError
 from pipeline.grid import Grid, extent
@@ -112,11 +111,11 @@ class Candidate:
     @property
     def group(self) -> Group:
         """Root of the candidate's arrays."""
-        return zarr.open_group(self.session.store, mode="r+")
+        return repository.group(self.session, "r+")
 
     def open(self) -> xr.Dataset:
         """Return the candidate as `open_cube` would, with what was written since the last commit."""
-        return _dataset(self.session.store)
+        return _dataset(self.session)
 
     def commit(self, message: str, metadata: Mapping[str, Any] | None = None) -> None:
         """Save what was written so far on the candidate branch, with what is to be said of it."""
@@ -215,7 +214,7 @@ def _take_over(lock: IO[str], branch: str) -> str:
 def _lay_or_extend(candidate: Candidate, attrs: Mapping[str, str]) -> None:
     """Make the candidate's time axis reach from the first day's midnight to the end of the run's last day."""
     first, last = candidate.hours[0] // BLOCK * BLOCK, -(-candidate.hours[1] // BLOCK) * BLOCK
-    group, old = zarr.open_group(candidate.session.store, mode="a"), candidate.published
+    group, old = repository.group(candidate.session, "a"), candidate.published
     if old is None:
         lay(group, candidate.grid.coords(), np.arange(first, last))
     else:
@@ -430,7 +429,7 @@ def accept(path: str | Location, run_id: str, reason: str, lock: Path | None = N
 def _publish_held(repo: icechunk.Repository, path: Location, entry: repository.Entry, tag: str, reason: str) -> str:
     run_id = entry.name.removeprefix(repository.HELD)
     session = repo.writable_session(entry.name)
-    attrs = zarr.open_group(session.store, mode="r+").attrs
+    attrs = repository.group(session, "r+").attrs
     line, *earlier = str(attrs["history"]).splitlines()
     line = f"{line.partition(_ACCEPTED)[0]}{_ACCEPTED}{_now()}: {' '.join(reason.split())}"
     attrs.update(revision=tag, revision_reason=reason, history=_history(line, earlier))
@@ -505,7 +504,7 @@ def open_cube(path: str | Location, revision: str | None = None) -> xr.Dataset:
     repo = repository.open_existing(located(path))
     session = repo.readonly_session("main") if revision is None else _session_of(repo, path, revision)
     try:
-        return _dataset(session.store)
+        return _dataset(session)
     except FileNotFoundError as error:
         raise ProductError(f"{path}: nothing is published yet; run `aqnet run` first") from error
 
@@ -518,8 +517,8 @@ def _session_of(repo: icechunk.Repository, path: str | Location, revision: str) 
     return repo.readonly_session(snapshot_id=snapshot)
 
 
-def _dataset(opened: icechunk.IcechunkStore) -> xr.Dataset:
-    cube = xr.open_zarr(opened, consolidated=False, chunks=None)
+def _dataset(session: icechunk.Session) -> xr.Dataset:
+    cube = xr.open_zarr(patience.Patient(session.store), consolidated=False, chunks=None)
     for spec in FIELDS:
         cube[spec.name].attrs |= spec.attrs  # JSON keeps no dtype; CF wants flag values in the variable's own
     cube = cube.set_coords(set(cube.data_vars) - set(FIELD_NAMES))

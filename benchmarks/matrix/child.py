@@ -30,9 +30,10 @@ import pipeline.release.hold  # noqa: F401  so that a fork has it already
 from benchmarks.matrix import points
 from pipeline import cli, shards, stages
 from pipeline.commands import run as run_command
+from pipeline.cube import patience, store
 
 #: Seconds that a forked run waits for a bucket: without an answer, in the middle of one (300 and 30 elsewhere).
-PATIENCE, SILENCE = 12.0, 4
+PATIENCE, SILENCE = 30.0, 10
 
 _PNG = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
@@ -105,6 +106,7 @@ def _run(words: list[str], folder: Path, log: Path, environment: dict[str, str])
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
     FigureCanvasAgg.print_png = FigureCanvasSVG.print_svg = _print_a_pixel  # type: ignore[method-assign]
+    patience.PATIENCE, store.SILENCE = PATIENCE, SILENCE
     run_command._run_flow = _without_prefect
     points.install()
     code = cli.run_command(["run", *words])

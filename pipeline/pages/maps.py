@@ -30,7 +30,7 @@ from pipeline.atomic import replacing
 from pipeline.contract import QUALITY_BITS
 from pipeline.grid import is_land
 from pipeline.pages.coast import Bbox, borders, coastlines
-from pipeline.pages.figure import png
+from pipeline.pages.figure import panels, png
 from pipeline.pages.map_view import View, ticks, view_of, within
 
 Float = NDArray[np.float64]
@@ -51,6 +51,12 @@ CREDIT = (
 )
 HATCH = "////"
 _SEA_PIXELS = 900
+
+#: Inches beside a map for the labels of parallels and for its colour bar; below it for those of meridians; above it for
+#: its title.
+LABELS, BAR, LABELS_BELOW, TITLE = 0.62, 1.05, 0.38, 0.42
+#: Width of a map that has room for `CREDIT` below it, inches.
+LEAST = 6.0
 
 
 @dataclass(frozen=True)
@@ -106,9 +112,7 @@ def draw(
     ProductError
         When the field is not a map.
     """
-    panels = 1 if uncertainty is None else 2
-    figure = _figure(field, 9.6, 1, panels)
-    axes = figure.subplots(1, panels, squeeze=False)[0]
+    figure, axes = _maps(field, 9.6, (1, 1 if uncertainty is None else 2), 0.55, _foot(provenance))
     _panel(axes[0], field, CONCENTRATION, "", stations)
     _legend(axes[0], field, stations is not None, extrapolated=False)
     if uncertainty is not None:
@@ -142,22 +146,21 @@ def summary_figure(
     hour = _dirtiest(cube["pm2p5"])
     when = f"{_clock(hour)} UTC"
     mean = cube["pm2p5"].mean("time")
-    figure = _figure(mean, 6.8, 2, 2, margin=2.1)
-    panels = figure.subplots(2, 2).ravel()
-    _panel(panels[0], mean, CONCENTRATION, "a  Mean of the period", _mean_stations(stations, cube))
+    figure, four = _maps(mean, 6.8, (2, 2), 0.85, _foot(provenance))
+    _panel(four[0], mean, CONCENTRATION, "a  Mean of the period", _mean_stations(stations, cube))
     far = _mostly(cube["quality_flag"], QUALITY_BITS["extrapolated"])
-    _legend(panels[0], mean, stations is not None, bool(far.any()))
+    _legend(four[0], mean, stations is not None, bool(far.any()))
     width = (cube["pm2p5_p95"] - cube["pm2p5_p05"]).mean("time")
-    _panel(panels[1], width, WIDTH, "b  Mean width of the 90 % interval", None)
+    _panel(four[1], width, WIDTH, "b  Mean width of the 90 % interval", None)
     episode = cube["pm2p5"].sel(time=hour)
-    _panel(panels[2], episode, CONCENTRATION, f"c  Estimate, hour from {when}", _hour_stations(stations, hour))
+    _panel(four[2], episode, CONCENTRATION, f"c  Estimate, hour from {when}", _hour_stations(stations, hour))
     if truth is None:
         distance = cube["nearest_observation_distance"].sel(time=hour)
-        _panel(panels[3], distance, DISTANCE, f"d  Nearest observation, {when}", None)
+        _panel(four[3], distance, DISTANCE, f"d  Nearest observation, {when}", None)
     else:
-        _panel(panels[3], truth.sel(time=hour), CONCENTRATION, "d  Truth of that hour (simulated)", None)
-    for panel in panels[:3]:
-        _hatch(panel, far)
+        _panel(four[3], truth.sel(time=hour), CONCENTRATION, "d  Truth of that hour (simulated)", None)
+    for one in four[:3]:
+        _hatch(one, far)
     _frame(figure, _period(cube), provenance, simulated(cube.attrs))
     return _save(figure, path)
 
@@ -185,15 +188,13 @@ def panel(
     ProductError
         When the field is not a map.
     """
-    figure = _figure(field, 9.6, 1, 1, margin=0.5)
-    axes = figure.subplots()
+    figure, (axes,) = _maps(field, 9.6, (1, 1), 0.45 if made_up else 0.12)
     _panel(axes, field, style, "", stations)
     far = hatched is not None and bool(hatched.any())
     if hatched is not None:
         _hatch(axes, hatched)
     _legend(axes, field, stations is not None, far)
     if made_up:
-        figure.suptitle(" ", fontsize=13)  # room for the stamp
         stamp(figure)
     return png(figure)
 
@@ -204,14 +205,33 @@ def simulated(attrs: Mapping[str, object]) -> bool:
     return said or any("SIMULATED" in str(attrs.get(name, "")) for name in ("title", "source"))
 
 
-def _figure(field: xr.DataArray, width: float, rows: int, columns: int, margin: float = 1.55) -> Figure:
-    """Figure of maps each ``width`` inches wide, as high as their shape asks for; `margin` inches are for words."""
+def _maps(
+    field: xr.DataArray, width: float, shape: tuple[int, int], head: float, foot: float = 0
+) -> tuple[Figure, NDArray[np.object_]]:
+    """Figure and axes of maps, each at most ``width`` inches wide with labels and colour bar, as high as it asks for.
+
+    ``head`` and ``foot`` are inches for words.
+    """
     view = view_of(field)
     left, right, bottom, top = view.extent
-    height = 0.78 * width * view.aspect * (top - bottom) / (right - left)
-    height = float(np.clip(height, 0.35 * width, 1.5 * width))
-    size = width * columns, height * rows + margin
-    return Figure(figsize=size, dpi=110, layout="constrained")
+    most, ratio = width - LABELS - BAR, view.aspect * (top - bottom) / (right - left)
+    high = float(np.clip(most * ratio, 0.35 * most, 1.5 * most))
+    wide = float(np.clip(high / ratio, min(LEAST - LABELS - BAR, most), most))
+    rows, columns = shape
+    size = (LABELS + wide + BAR) * columns, head + foot + rows * (high + LABELS_BELOW) + (rows - 1) * TITLE
+    figure = Figure(figsize=size, dpi=110)
+    between = LABELS + BAR, LABELS_BELOW + TITLE
+    below = LABELS_BELOW + foot
+    return figure, panels(figure, *shape, left=LABELS, right=BAR, bottom=below, top=head, between=between).ravel()
+
+
+def _foot(provenance: str) -> float:
+    """Height of `_frame`'s words below, inches."""
+    return 0.1 + 0.15 * len(_below(provenance).splitlines())
+
+
+def _below(provenance: str) -> str:
+    return "\n".join(filter(None, [provenance, CREDIT]))
 
 
 def _dirtiest(field: xr.DataArray) -> np.datetime64:
@@ -341,9 +361,16 @@ def _scale_bar(axes: Axes, view: View) -> None:
 
 def _colour_bar(axes: Axes, style: Style) -> None:
     mappable = ScalarMappable(style.norm, style.colormap)
-    bar = axes.figure.colorbar(mappable, ax=axes, ticks=style.levels, format="{x:g}", shrink=0.86, pad=0.015, aspect=28)
+    bar = axes.figure.colorbar(mappable, cax=bar_axes(axes), ticks=style.levels, format="{x:g}")
     bar.set_label(style.label, fontsize=11)
     bar.ax.tick_params(labelsize=9)
+
+
+def bar_axes(axes: Axes) -> Axes:
+    """Axes for a colour bar to the right of a map's place, which a flat map does not fill."""
+    place, inch = axes.get_position(original=True), axes.figure.dpi / axes.figure.bbox.width
+    left, bottom = place.x1 + 0.12 * inch, place.y0 + 0.07 * place.height
+    return axes.figure.add_axes((left, bottom, 0.2 * inch, 0.86 * place.height))
 
 
 def _mostly(flags: xr.DataArray, bit: int) -> xr.DataArray:
@@ -377,8 +404,10 @@ def _legend(axes: Axes, field: xr.DataArray, stations: bool, extrapolated: bool)
 
 def _frame(figure: Figure, title: str, provenance: str, made_up: bool) -> None:
     """Title above, provenance below, and the stamp."""
-    figure.suptitle(title, x=0.01, ha="left", fontsize=15, fontweight="bold")
-    figure.supxlabel("\n".join(filter(None, [provenance, CREDIT])), x=0.01, ha="left", fontsize=8, color="#444444")
+    width, height = figure.get_size_inches()
+    how: dict[str, Any] = {"x": 0.1 / width, "ha": "left"}
+    figure.suptitle(title, y=1 - 0.1 / height, fontsize=15, fontweight="bold", **how)
+    figure.supxlabel(_below(provenance), y=0.07 / height, fontsize=8, color="#444444", **how)
     if made_up:
         stamp(figure)
 

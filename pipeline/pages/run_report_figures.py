@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pipeline.cube.changes import Changes
 from pipeline.evaluation.strata import Pairs
 from pipeline.pages import maps
-from pipeline.pages.figure import svg
+from pipeline.pages.figure import panels, svg
 from pipeline.pages.maps import INK, UNIT
 from pipeline.pages.pairs import calibration, together
 from pipeline.pages.run_summary import Fields, Series, Summary
@@ -34,9 +34,6 @@ CHANGE = maps.Style((0, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50), "YlGnBu", f"Mean ab
 
 #: Hours up to which a series is drawn hour by hour, and by daily means beyond.
 HOURLY = 24 * 92
-
-#: Margins of a series, as shares of the figure.
-SERIES_MARGINS = {"left": 0.078, "right": 0.985, "bottom": 0.235, "top": 0.85}
 
 #: Pairs up to which each is a dot; more are counted into hexagons.
 DOTS = 600
@@ -84,14 +81,14 @@ def withheld_stations(summary: Summary) -> bytes | None:
     pairs = together(summary.pairs)
     shown = [name for name in METHODS if name in pairs.predictions]
     figure = Figure(figsize=(9.6, 8.6), dpi=110, layout="constrained")
-    panels = figure.subplots(2, 2).ravel()
-    drawn = [_pairs(axes, pairs, name, letter) for axes, name, letter in zip(panels, shown, "ab", strict=False)]
-    _count_bar(figure, panels[:2], drawn)
+    four = figure.subplots(2, 2).ravel()
+    drawn = [_pairs(axes, pairs, name, letter) for axes, name, letter in zip(four, shown, "ab", strict=False)]
+    _count_bar(figure, four[:2], drawn)
     pit = calibration(summary.pairs).rename(index=METHODS)
-    draw_pit(panels[2], pit, [METHODS[name] for name in shown], "c  PIT histogram")
+    draw_pit(four[2], pit, [METHODS[name] for name in shown], "c  PIT histogram")
     if summary.header.simulated:
         figure.suptitle(" ", fontsize=12)  # room for the stamp
-    draw_reliability(panels[3], pit, [METHODS[name] for name in shown], "d  Reliability of the quantiles")
+    draw_reliability(four[3], pit, [METHODS[name] for name in shown], "d  Reliability of the quantiles")
     return _svg(figure, summary.header.simulated)
 
 
@@ -139,7 +136,7 @@ def _ug_axes(axes: Axes, ends: Float) -> None:
         axis.set_ticks([], minor=True)
 
 
-def _count_bar(figure: Figure, panels: NDArray[np.object_], drawn: list[PolyCollection | None]) -> None:
+def _count_bar(figure: Figure, above: NDArray[np.object_], drawn: list[PolyCollection | None]) -> None:
     """One colour scale for both panels of hexagons."""
     hexagons = [one for one in drawn if one is not None]
     if not hexagons:
@@ -147,7 +144,7 @@ def _count_bar(figure: Figure, panels: NDArray[np.object_], drawn: list[PolyColl
     norm = LogNorm(1, max(2.0, *(float(np.max(np.asarray(one.get_array()))) for one in hexagons)))
     for one in hexagons:
         one.set_norm(norm)
-    bar = figure.colorbar(hexagons[0], ax=list(panels), aspect=30, pad=0.01)
+    bar = figure.colorbar(hexagons[0], ax=list(above), aspect=30, pad=0.01)
     bar.set_label("Pairs")
     bar.ax.yaxis.set_major_formatter("{x:g}")
 
@@ -162,8 +159,8 @@ def series(found: Series, simulated: bool) -> bytes | None:
     table, step = _resolved(found)
     start = table.index.to_numpy()
     edges = date2num(np.append(start, start[-1] + step))
-    figure = Figure(figsize=(9.6, 2.25), dpi=110)  # margins of its own: a layout engine takes as long as the drawing
-    axes = figure.subplots(gridspec_kw=SERIES_MARGINS)
+    figure = Figure(figsize=(9.6, 2.25), dpi=110)
+    axes = panels(figure, left=0.75, right=0.15, bottom=0.53, top=0.34)[0, 0]
     axes.stairs(
         table["high"], edges, baseline=table["low"].to_numpy(), fill=True, color=_BAND, lw=0, label="90 % interval"
     )

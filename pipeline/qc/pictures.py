@@ -13,8 +13,8 @@ from matplotlib.colors import BoundaryNorm
 from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
 
-from pipeline.pages.figure import png
-from pipeline.pages.maps import INK, UNIT, backdrop
+from pipeline.pages.figure import panels, png
+from pipeline.pages.maps import BAR, INK, LABELS, LABELS_BELOW, UNIT, backdrop, bar_axes
 from pipeline.qc.clocks import CYCLES
 from pipeline.qc.flags import FLAGS, INFORMATION, INVALID
 
@@ -29,16 +29,18 @@ NAMES = {"o3": "O3", "no2": "NO2", "pm2p5": "PM2.5"}
 _RED = "#b2182b"
 
 
-def _figure(width: float, height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
-    return figure, figure.subplots()
+def _figure(width: float, height: float, left: float = 0.7, right: float = 0.15) -> tuple[Figure, Axes]:
+    """Figure of these inches, and its axes with those beside it for words."""
+    figure = Figure(figsize=(width, height), dpi=110)
+    return figure, panels(figure, left=left, right=right, bottom=0.55, top=0.12)[0, 0]
 
 
 def station_map(stations: pd.DataFrame, bbox: tuple[float, float, float, float]) -> bytes:
     """Stations on a map, coloured by the share of their PM2.5 that is flagged as invalid; the worst on top."""
     west, south, east, north = bbox
     aspect = (north - south) / ((east - west) * np.cos(np.radians((south + north) / 2)))
-    figure, axes = _figure(9.6, float(np.clip(8.4 * aspect, 3.5, 11)))
+    figure = Figure(figsize=(9.6, float(np.clip(8.0 * aspect + 0.5, 3.5, 11))), dpi=110)
+    axes = panels(figure, left=LABELS, right=BAR + 0.15, bottom=LABELS_BELOW, top=0.12)[0, 0]
     backdrop(axes, bbox)
     shown = stations[stations["reported"] > 0]
     share = (shown["invalid"] / shown["reported"]).sort_values()
@@ -48,7 +50,7 @@ def station_map(stations: pd.DataFrame, bbox: tuple[float, float, float, float])
     dots = axes.scatter(
         lon, at["lat"], s=size, c=share, cmap="YlOrRd", norm=norm, edgecolors=INK, linewidths=0.4, zorder=5
     )
-    bar = figure.colorbar(dots, ax=axes, ticks=SHARES, shrink=0.85, pad=0.015, aspect=28)
+    bar = figure.colorbar(dots, cax=bar_axes(axes), ticks=SHARES)
     bar.ax.set_yticklabels([f"{100 * share:g} %" for share in SHARES])
     bar.set_label("Share of reported PM2.5 flagged as invalid")
     return png(figure)
@@ -56,7 +58,7 @@ def station_map(stations: pd.DataFrame, bbox: tuple[float, float, float, float])
 
 def over_time(daily: pd.DataFrame) -> bytes:
     """Share of the reported PM2.5 with each of the commonest invalidating flags, a day a point."""
-    figure, axes = _figure(9.6, 3.8)
+    figure, axes = _figure(9.6, 3.8, right=2.0)
     kinds = [name for name in FLAGS if name not in (*INFORMATION, "missing")]
     common = daily[kinds].sum().sort_values(ascending=False)
     reported = daily["reported"].clip(lower=1)
@@ -68,6 +70,8 @@ def over_time(daily: pd.DataFrame) -> bytes:
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    half = np.timedelta64(12, "h")
+    axes.set_xlim(daily.index[0] - half, daily.index[-1] + half)
     _date_axis(axes)
     return png(figure)
 
@@ -82,14 +86,16 @@ def _date_axis(axes: Axes) -> None:
 def heat_map(shares: pd.DataFrame, worst: list[str]) -> bytes:
     """Share of each day's PM2.5 that is invalid at the worst stations; white days had no report."""
     table = shares[worst[:ROWS]].T
-    figure, axes = _figure(9.6, 1.2 + 0.22 * len(table))
+    figure, axes = _figure(
+        9.6, max(2.4, 1.2 + 0.22 * len(table)), left=0.3 + 0.07 * max(map(len, table.index)), right=BAR
+    )
     days = np.append(shares.index.to_numpy(), shares.index.to_numpy()[-1] + np.timedelta64(1, "D"))
     norm = BoundaryNorm((0, 0.001, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1), 256)
     mesh = axes.pcolormesh(days, np.arange(len(table) + 1), table.to_numpy(), cmap="YlOrRd", norm=norm)
     axes.set_yticks(np.arange(len(table)) + 0.5, table.index, fontsize=8)
     axes.invert_yaxis()
     _date_axis(axes)
-    bar = figure.colorbar(mesh, ax=axes, pad=0.015, aspect=28, ticks=norm.boundaries)
+    bar = figure.colorbar(mesh, cax=bar_axes(axes), ticks=norm.boundaries)
     bar.ax.set_yticklabels([f"{100 * edge:g} %" for edge in norm.boundaries])
     bar.set_label("share invalid")
     return png(figure)
@@ -115,10 +121,10 @@ def example_series(series: pd.DataFrame) -> bytes:
 
 def clocks(cycles: pd.DataFrame) -> bytes:
     """Mean daily cycle of each network beside the reference cycle, by local solar hour, a panel a pollutant."""
-    figure = Figure(figsize=(9.6, 3.4), dpi=110, layout="constrained")
-    panels = figure.subplots(1, len(CYCLES), squeeze=False)[0]
+    figure = Figure(figsize=(9.6, 3.4), dpi=110)
+    three = panels(figure, 1, len(CYCLES), left=0.75, right=0.15, bottom=0.85, top=0.35, between=(0.55, 0))[0]
     hours = np.arange(24) + 0.5
-    for axes, (name, reference) in zip(panels, CYCLES.items(), strict=True):
+    for axes, (name, reference) in zip(three, CYCLES.items(), strict=True):
         axes.plot(hours, reference, color="#777777", lw=4, alpha=0.5, label="reference (China, 2019)")
         own = cycles[cycles["pollutant"] == name]
         for n, (network, cycle) in enumerate(zip(own["network"], own["cycle"], strict=True)):
@@ -127,7 +133,7 @@ def clocks(cycles: pd.DataFrame) -> bytes:
         axes.set_xticks(range(0, 25, 6))
         axes.set_xlabel("local solar hour")
         axes.grid(alpha=0.3)
-    panels[0].set_ylabel("log, less the day's mean")
-    handles, labels = max((axes.get_legend_handles_labels() for axes in panels), key=lambda found: len(found[1]))
-    figure.legend(handles, labels, fontsize=8, loc="outside lower center", ncols=4, frameon=False)
+    three[0].set_ylabel("log, less the day's mean")
+    handles, labels = max((axes.get_legend_handles_labels() for axes in three), key=lambda found: len(found[1]))
+    figure.legend(handles, labels, fontsize=8, loc="lower center", ncols=4, frameon=False)
     return png(figure)

@@ -132,7 +132,7 @@ def has_postgres() -> bool:
 
 
 @contextmanager
-def serving(folder: Path, work: Path, postgres: bool = True, lease: int = 300) -> Iterator[Site]:
+def serving(folder: Path, work: Path, postgres: bool = True) -> Iterator[Site]:
     """Start database and server; the work pool ``aqnet`` is made.
 
     Parameters
@@ -140,7 +140,6 @@ def serving(folder: Path, work: Path, postgres: bool = True, lease: int = 300) -
     folder : for homes, database and logs.
     work : folder that flows run in.
     postgres : database; SQLite when False.
-    lease : seconds after which a slot is free of a deployment's run that died; Prefect's own, at least 30.
     """
     folder.mkdir(parents=True, exist_ok=True)
     port = _free_port()
@@ -155,7 +154,6 @@ def serving(folder: Path, work: Path, postgres: bool = True, lease: int = 300) -
     server = environment | {"PREFECT_SERVER_UI_API_URL": api}
     # in memory, as Prefect has them, leases die with the server, and slots of concurrency limits stay taken for ever
     server["PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE"] = "prefect.server.concurrency.lease_storage.filesystem"
-    server["PREFECT_SERVER_CONCURRENCY_INITIAL_DEPLOYMENT_LEASE_DURATION"] = str(lease)
     with ExitStack() as stack:
         if postgres:
             server["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = stack.enter_context(_database(folder / "database"))

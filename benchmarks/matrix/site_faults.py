@@ -26,9 +26,8 @@ from benchmarks.matrix.faults import KILLED, Fault
 from benchmarks.matrix.scene import Place, Reference
 from benchmarks.prefect_site import BIN, ROOT, Service, Site
 
-#: Seconds of a slot's lease, the shortest that Prefect takes of a deployment, which has 300; and those that a run may
-#: take, for the slot of one that died is free after its lease and some.
-LEASE, PATIENCE = 30, 480.0
+#: Seconds that a run may take: the slot of one that died is free after its lease, 300 s, and some.
+PATIENCE = 480.0
 
 _ENDED = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 
@@ -140,7 +139,7 @@ class SiteFault(Fault):
         work.mkdir(parents=True)
         (work / "prefect.yaml").write_text(_DEPLOYMENT)
         (work / "schedule.toml").touch()
-        with _importing(), prefect_site.serving(home / "prefect", work, postgres=False, lease=LEASE) as site:
+        with _importing(), prefect_site.serving(home / "prefect", work, postgres=False) as site:
             site.prefect("gcl", "create", "aqnet-matrix", "--limit", "1")
             site.prefect("--no-prompt", "deploy", "--all")
             with prefect_site.working(site, home / "worker.log") as worker:

@@ -12,7 +12,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 
 from flows import environment
-from pipeline import redact, report, shards, stages
+from pipeline import redact, report, stages
 from pipeline.config import Month, RunConfig
 from pipeline.errors import AqnetError
 
@@ -98,6 +98,8 @@ def months_in_order(run: stages.Run) -> None:
 @stage
 def months_side_by_side(run: stages.Run, workers: int) -> None:
     """Make the months in worker processes; see `pipeline.shards`."""
+    from pipeline import shards  # Dask takes a second to import, which few runs need
+
     shards.make(run, workers)
 
 

@@ -13,6 +13,7 @@ import xarray as xr
 import zarr
 from test_write import GRID, NEW_YEAR, make_block
 
+from benchmarks.revisions import by_days
 from pipeline import cli
 from pipeline.cube import changes, repository, revisions, write
 from pipeline.errors import ProductError
@@ -290,3 +291,9 @@ def test_nothing_changed_says_so(path: Path, tmp_path: Path) -> None:
     assert "no hour differs" in found.as_text()
     with pytest.raises(ProductError, match="cells to compare in r1 and r1; found 9 x 9 cells, 0 of them"):
         changes.draw(found, tmp_path / "no.png")
+
+
+def test_a_publication_into_a_long_cube_leaves_no_longer_lists_of_chunks(tmp_path: Path) -> None:
+    """Beyond a manifest's days; in one manifest an array, 200 days would leave twice as much as 92."""
+    quarter, longer = (row["manifests"] for row in by_days(tmp_path, [92, 200]))
+    assert 0 < longer < 1.5 * quarter

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import icechunk
 
@@ -16,6 +17,8 @@ from pipeline.location import S3, Location
 
 #: Tries of a request to a bucket that is refused with an error 500 or 503; waits grow from the first to the last, ms.
 TRIES, FIRST_WAIT, LAST_WAIT = 10, 200, 15_000
+#: Days of a manifest, the list of an array's chunks: a commit writes those anew that it adds to, and no others.
+SPLIT = 92
 #: Seconds without a byte that end an answer which stopped half-way; one that never begins: `patience.PATIENCE`.
 SILENCE = 30
 
@@ -62,7 +65,11 @@ def _first(names: tuple[str, ...]) -> str | None:
 
 def _settings() -> icechunk.RepositoryConfig:
     retries = icechunk.StorageRetriesSettings(TRIES, FIRST_WAIT, LAST_WAIT)
-    return icechunk.RepositoryConfig(storage=icechunk.StorageSettings(retries=retries))
+    by_time: Any = {icechunk.ManifestSplitDimCondition.DimensionName("time"): SPLIT}
+    splitting = icechunk.ManifestSplittingConfig.from_dict({icechunk.ManifestSplitCondition.AnyArray(): by_time})
+    return icechunk.RepositoryConfig(
+        storage=icechunk.StorageSettings(retries=retries), manifest=icechunk.ManifestConfig(splitting=splitting)
+    )
 
 
 def exists(place: Location) -> bool:
@@ -86,7 +93,7 @@ def opened_or_made(place: Location) -> icechunk.Repository:
 def _limited(place: Location, opening: Callable[..., icechunk.Repository]) -> icechunk.Repository:
     """Open a repository; of one in a bucket no call waits for ever."""
     if not isinstance(place, S3):
-        return opening(storage(place))
+        return opening(storage(place), _settings())
     with told(place):
         return patience.limited(patience.within(patience.PATIENCE, opening, storage(place), _settings()))
 

@@ -18,7 +18,7 @@ run: $(VENV)/.installed ## simulate a week, run the pipeline over it, score it a
 
 test: ## lint and run every test, a file a process (TESTERS=2 sets how many at a time)
 	@$(MAKE) --no-print-directory -j 2 tools lint
-	@$(BIN)/python -m pytest -q --numprocesses $(TESTERS) --dist loadfile
+	@$(BIN)/python -m pytest -q --numprocesses $(TESTERS) --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.installed-dev ## ruff, mypy, import-linter
 	@$(BIN)/ruff check

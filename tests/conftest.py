@@ -20,6 +20,26 @@ ROOT = Path(__file__).resolve().parents[1]
 #: What a process of tests and the processes that it starts take, with room.
 GIB_A_WORKER = 4.5
 
+#: Files that take a minute and more, the longest first: they begin first, so that all processes end together.
+LONGEST = (
+    "docs",
+    "matrix",
+    "faults",
+    "s3",
+    "scheduled",
+    "downloads",
+    "secrets",
+    "trace",
+    "gate",
+    "export",
+    "flow",
+    "credentials",
+    "shards",
+    "covariates",
+    "store",
+    "cli",
+)
+
 # Prefect reads its environment when it is first imported, by whichever test comes first.
 environment.prepare()
 os.environ.update(environment.COMMAND_LINE)
@@ -34,6 +54,12 @@ def pytest_xdist_auto_num_workers() -> int:
     """Files tested at a time: one more than there are cores, since tests wait for servers, where memory allows."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return max(1, min(len(os.sched_getaffinity(0)) + 1, int(memory / GIB_A_WORKER)))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first."""
+    rank = {f"test_{name}.py": n for n, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,7 @@ import numpy as np
 import xarray as xr
 
 from pipeline.contract import FIELDS
-from pipeline.cube import layout, write
+from pipeline.cube import layout, reader, write
 from pipeline.grid import Grid
 
 GRID = Grid((119.0, 36.0, 121.0, 38.0), 0.25)
@@ -55,7 +55,7 @@ def publish(path: Path, value: float, days: int = DAYS) -> str | None:
 
 def read(path: Path) -> str | None:
     """What is wrong with what a reader sees now: None when all of it is one revision."""
-    cube = write.open_cube(path)
+    cube = reader.open_cube(path)
     said = str(cube.attrs["revision_reason"])
     seen = {f"value {value:g}" for name in _CONCENTRATIONS for value in np.unique(cube[name].values)}
     hours = {int(count) for count in np.unique(cube["revision"].values)}
@@ -83,14 +83,14 @@ def watched(path: Path, publications: int) -> Readings:
     context = multiprocessing.get_context("spawn")
     publish(path, 1)
     done, found = context.Event(), context.Queue()
-    reader = context.Process(target=_keep_reading, args=(path, done, found))
-    reader.start()
+    watcher = context.Process(target=_keep_reading, args=(path, done, found))
+    watcher.start()
     found.get()  # its first reading
     for number in range(2, publications + 2):
         publish(path, number)
     done.set()
     readings, revisions, wrong = found.get()
-    reader.join()
+    watcher.join()
     return Readings(publications, readings, revisions, wrong)
 
 
@@ -100,7 +100,7 @@ def _keep_reading(path: Path, done: Event, found: multiprocessing.Queue[object])
     readings = 0
     while not done.is_set():
         problem = read(path)
-        seen.add(str(write.open_cube(path).attrs["revision"]))
+        seen.add(str(reader.open_cube(path).attrs["revision"]))
         wrong += [problem] if problem else []
         readings += 1
         if readings == 1:
@@ -130,13 +130,13 @@ def killed(path: Path, kills: int, seed: int = 1) -> Kills:
     values = itertools.count(3)
     while count < kills:
         value = next(values)
-        before = write.open_cube(path).attrs["revision"]
+        before = reader.open_cube(path).attrs["revision"]
         # A process that is new to the cube takes longer than this one, which opened it before.
         status = _kill_after(path, value, float(rng.uniform(0, 4 * usual)))
         count, ended = count + (status == -signal.SIGKILL), ended + (status == 0)
         if problem := read(path) or (None if status in (0, -signal.SIGKILL) else f"exit status {status}"):
             wrong.append(f"after a kill: {problem}")
-        published += write.open_cube(path).attrs["revision"] != before
+        published += reader.open_cube(path).attrs["revision"] != before
         usual = _timed(path, value)  # the same run again: completes what was killed, or finds nothing to do
         if problem := read(path) or _unclean(path, value):
             wrong.append(f"after the next run: {problem}")
@@ -174,7 +174,7 @@ def _run(path: Path, value: float, started: Event) -> None:
 def _unclean(path: Path, value: float) -> str | None:
     """What the cube holds besides whole revisions of ascending number, or that its last is not the run's."""
     repo = icechunk.Repository.open(icechunk.local_filesystem_storage(str(path)))
-    entries = write.history(path)
+    entries = reader.history(path)
     if repo.list_branches() != {"main"} or [e["revision"] for e in entries] != [
         f"r{k + 1}" for k in range(len(entries))
     ]:

@@ -23,7 +23,7 @@ import numpy as np
 import zarr
 
 from benchmarks.publications import GRID, START, block
-from pipeline.cube import layout, repository, revisions, write
+from pipeline.cube import layout, reader, repository, revisions, write
 from pipeline.cube.layout import FILL
 
 STATIONS = 590
@@ -130,10 +130,10 @@ def _commit(repo: icechunk.Repository, number: int, said: dict[str, Any]) -> str
 def costs(path: Path, value: float, slow: bool = True) -> dict[str, float]:
     """Seconds of what runs and readers do to a repository."""
     repo = opened(path)
-    write.open_cube(path)  # imports what it needs
+    reader.open_cube(path)  # imports what it needs
     found = {
-        "open_cube": seconds(lambda: write.open_cube(path)),
-        "open_cube of a tag": seconds(lambda: write.open_cube(path, "r1")),
+        "open_cube": seconds(lambda: reader.open_cube(path)),
+        "open_cube of a tag": seconds(lambda: reader.open_cube(path, "r1")),
         "newest record": seconds(lambda: repository.last(opened(path))),
         "list of branches": seconds(lambda: repo.list_branches()),
     }

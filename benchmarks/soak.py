@@ -29,7 +29,7 @@ from benchmarks import arrivals, prefect_site
 from benchmarks.arrivals import HOUR, Archive
 from benchmarks.prefect_site import BIN, ROOT, Site
 from pipeline import output
-from pipeline.cube import write
+from pipeline.cube import reader
 
 #: First hour. The archive lacks the hours of 2019-12-09T14 and 2019-12-11T02 within two days of it.
 START = datetime(2019, 12, 9, 6, tzinfo=UTC)
@@ -239,8 +239,8 @@ def soak_on(folder: Path, data: Path, soak: Soak, postgres: bool = True) -> Outc
         counts = states(site, runs)
         artifacts = len(site.post("artifacts/filter", {"artifacts": {"key": {"any_": ["reanalysis-report"]}}}))
         late = [run for run in site.runs("hourly") if run["state_name"] in ("Late", "AwaitingConcurrencySlot")]
-    cube = write.open_cube(work / "scheduled" / output.CUBE)
-    values = compare(cube, write.open_cube(batch(work, archive, soak)))
+    cube = reader.open_cube(work / "scheduled" / output.CUBE)
+    values = compare(cube, reader.open_cube(batch(work, archive, soak)))
     return Outcome(planned, counts, values, int(str(cube.attrs["revision"])[1:]), artifacts, overlaps(runs), len(late))
 
 

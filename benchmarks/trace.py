@@ -28,7 +28,7 @@ from model.trace import Parts, in_ug
 from pipeline import output, sources, stages
 from pipeline.config import RunConfig
 from pipeline.contract import HOUR
-from pipeline.cube import write
+from pipeline.cube import reader
 from pipeline.store.ingest import ingest
 from pipeline.tracing.text import as_dict, steps
 from pipeline.tracing.trace import ROUNDING, VALUES, Trace, traces
@@ -130,7 +130,7 @@ def real(folder: Path, archive: Path) -> list[Kind]:
 
 def draw(kind: Kind, count: int, together: int, rng: np.random.Generator) -> Iterator[list[Trace]]:
     """Trace `count` random cell-hours of a kind, `together` cells of an hour at a time."""
-    cube = write.open_cube(kind.cube, kind.revision)
+    cube = reader.open_cube(kind.cube, kind.revision)
     hours = cube["time"].values[cube["stream"].values == kind.stream].astype("M8[h]")
     left = count
     while left > 0:

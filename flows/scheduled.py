@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from flows.reanalysis import reanalysis, stage
 from pipeline import fetch, output, schedule
 from pipeline.config import RunConfig, from_sources, naive
-from pipeline.cube import store, write
+from pipeline.cube import reader, store
 from pipeline.errors import ConfigError
 from pipeline.store import ingest as ingesting
 
@@ -121,4 +121,4 @@ def ready(
 
 def _published(settings: RunConfig) -> xr.Dataset | None:
     path = output.cube(settings.out, settings.store)
-    return write.open_cube(path) if store.exists(path) else None
+    return reader.open_cube(path) if store.exists(path) else None

@@ -38,7 +38,7 @@ from pipeline import (
 from pipeline.atomic import replacing
 from pipeline.config import Month, RunConfig, naive
 from pipeline.contract import HOUR
-from pipeline.cube import metadata, repository, revisions, store, write
+from pipeline.cube import metadata, reader, repository, revisions, store, write
 from pipeline.errors import ProductError, telling_storage
 from pipeline.grid import Grid
 from pipeline.location import Location
@@ -417,7 +417,7 @@ def publish(run: Run) -> None:
         with run.measured("publish", _label(run.hours)) as stage:
             if not run.published:  # the stage may be tried again: readers see the cube already
                 run.revision, run.published = write.publish(run.candidate, _record(run)), True
-            cube = write.open_cube(run.candidate.path)
+            cube = reader.open_cube(run.candidate.path)
             part = downloads.Part.of(run.config, run.candidate.hours[1] > run.candidate.issue)
             made = downloads.cut(part, cube, folder, run.observed) | _write_papers(run, folder)
             run.files |= {"cube": run.candidate.path, **publication.in_place(made, folder, products)}
@@ -434,7 +434,7 @@ def hold_back(run: Run) -> str:
     """Keep a candidate that the gate stopped, with what helps to judge it; return its branch."""
     branch = write.hold(run.candidate, _record(run))
     with hold.folder(run.config.out, run.run_id) as folder:
-        cube = write.open_cube(run.candidate.path, branch)
+        cube = reader.open_cube(run.candidate.path, branch)
         for month, observed in zip(run.config.months(), run.observed, strict=True):
             if downloads.drawable(cube):
                 downloads.draw_month(cube, month, observed, folder / f"{month[0].astype('M8[M]')}.png")

@@ -15,7 +15,7 @@ import xarray as xr
 
 from pipeline import output
 from pipeline.contract import check_cube
-from pipeline.cube import repository, write
+from pipeline.cube import reader, repository
 from pipeline.cube.layout import FILL
 from pipeline.errors import ProductError
 from pipeline.location import Location
@@ -85,7 +85,7 @@ def revisions(cube: Location) -> Iterator[Found]:
 
 def _problem_of_revision(cube: Location, tag: str) -> str | None:
     try:
-        opened = write.open_cube(cube, tag)
+        opened = reader.open_cube(cube, tag)
         named = [str(name) for name, variable in opened.variables.items() if variable.ndim < 3]
         opened[named].load()
     except _UNREADABLE as error:
@@ -95,7 +95,7 @@ def _problem_of_revision(cube: Location, tag: str) -> str | None:
 
 def newest(cube: Location) -> Found:
     """Read every value of the newest revision, day by day, and hold it to the contract."""
-    opened = write.open_cube(cube)
+    opened = reader.open_cube(cube)
     try:
         for first in range(0, opened.sizes["time"], 24):
             day = opened.isel(time=slice(first, first + 24))
@@ -112,7 +112,7 @@ def product(path: Path, cube: Location) -> Found:
         with netCDF4.Dataset(path) as file:
             said, tag, hours = file.tracking_id, file.revision, file["time_bnds"][:]
         stream = inventory.NAME.fullmatch(path.name)
-        part = _part(write.open_cube(cube, tag), stream["stream"] if stream else None, int(hours[0, 0]), hours[-1, 1])
+        part = _part(reader.open_cube(cube, tag), stream["stream"] if stream else None, int(hours[0, 0]), hours[-1, 1])
         series = hourly(part)
         tracking = TrackingId(series)
         for _, values in series.placed():

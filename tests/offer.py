@@ -11,7 +11,7 @@ from PIL import Image
 from test_write import GRID, make_block
 
 from pipeline import provenance
-from pipeline.cube import layout, write
+from pipeline.cube import layout, reader, write
 from pipeline.products import export
 
 DOMAIN, VERSION = "shandong", "0.1.0"
@@ -39,7 +39,7 @@ def add_run(out: Path, run: str, seed: int, hours: int = 48, title: str = TITLE)
 
 def add_files(out: Path, about: dict[str, str], seed: int, first: np.datetime64, end: np.datetime64) -> None:
     """Cut the downloads from the cube."""
-    products, cube = out / "products", write.open_cube(out / "cube.icechunk")
+    products, cube = out / "products", reader.open_cube(out / "cube.icechunk")
     for path in export.export_netcdf(cube, products, DOMAIN, "interim", VERSION, start=first, end=end):
         picture = path.with_suffix(".png")
         picture.unlink(missing_ok=True)  # never written into: the folder that is offered may share it

@@ -9,7 +9,7 @@ import pytest
 import xarray as xr
 from test_write import GRID, NEW_YEAR, make_block
 
-from pipeline.cube import write
+from pipeline.cube import reader, write
 from pipeline.errors import ConfigError, ProductError
 from pipeline.products import aggregate, export
 from pipeline.products.export import Cut
@@ -42,7 +42,7 @@ def cube(tmp_path_factory: pytest.TempPathFactory) -> xr.Dataset:
             if HOURS_OF[day]:
                 write.write_block(candidate, hours(day))
         write.publish(candidate)
-    return write.open_cube(path)
+    return reader.open_cube(path)
 
 
 def read(series: Series) -> dict[str, np.ndarray]:

@@ -22,7 +22,7 @@ from pystac.validation.stac_validator import JsonSchemaSTACValidator
 from test_write import make_block
 
 from pipeline import output, provenance
-from pipeline.cube import write
+from pipeline.cube import reader, write
 from pipeline.errors import ConfigError, ProductError
 from pipeline.grid import Grid
 from pipeline.offer import catalog, crate, download_page, editions, footprint, inventory, publication, staging
@@ -120,7 +120,7 @@ def test_a_replaced_revision_leads_to_the_cube_and_to_its_successor(out: Path, p
     assert [link["href"] for link in old["links"] if link["rel"] == "successor-version"] == [f"./{new['id']}.json"]
     assert [link["href"] for link in new["links"] if link["rel"] == "predecessor-version"] == [f"./{old['id']}.json"]
     tag = old["assets"]["cube"]["aqnet:tag"]
-    cube = write.open_cube((products / "stac" / "items" / old["assets"]["cube"]["href"]).resolve(), tag)
+    cube = reader.open_cube((products / "stac" / "items" / old["assets"]["cube"]["href"]).resolve(), tag)
     expected = write.bitround(make_block(FIRST, 24, seed=0)["pm2p5"].values)
     np.testing.assert_array_equal(cube["pm2p5"].values[:24], expected)
 
@@ -279,7 +279,7 @@ def test_a_failure_at_any_step_leaves_the_former_or_the_new_catalogue(
 def run_again(out: Path) -> None:
     """Replace every file and publish, as a run over the same hours does."""
     with staging.staged(out / "products") as staged:
-        cube = write.open_cube(out / "cube.icechunk").load()
+        cube = reader.open_cube(out / "cube.icechunk").load()
         cube["pm2p5"] = cube["pm2p5"] + 1
         cube.attrs["flow_run_id"] = "run-3"
         export.export_netcdf(cube, staged, DOMAIN, "interim", VERSION)
@@ -334,14 +334,14 @@ def test_readers_in_between_see_one_whole_state_or_the_other(copied: Path) -> No
                 whole.append(first)
                 wrong.extend(found)
 
-    reader = threading.Thread(target=crawl)
-    reader.start()
+    watcher = threading.Thread(target=crawl)
+    watcher.start()
     try:
         for run in range(4):
             add_value(products, run)
     finally:
         ended.set()
-        reader.join()
+        watcher.join()
     assert wrong == []
     assert len(set(whole)) > 1  # it saw more than one state
 
@@ -363,7 +363,7 @@ def item_of(grid: Grid, tmp_path: Path) -> pystac.Item:
     with write.begin(tmp_path / "cube.icechunk", grid, *hours, lineage("run")) as candidate:
         write.write_block(candidate, make_block(FIRST, 2, grid=grid))
         write.publish(candidate)
-    cube = write.open_cube(tmp_path / "cube.icechunk")
+    cube = reader.open_cube(tmp_path / "cube.icechunk")
     export.export_netcdf(cube, tmp_path / "products", "d", "interim", "1")
     publication.publish(tmp_path)
     (item,) = pystac.Catalog.from_file(str(tmp_path / "products" / "catalog.json")).get_items(recursive=True)

@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 
 from pipeline import cli, output
-from pipeline.cube import write
+from pipeline.cube import reader
 from pipeline.twin import example, simulate
 from pipeline.twin.simulate import Simulation
 
@@ -246,7 +246,7 @@ def test_run_from_a_file_then_export(
     assert "INFO analysed 6 of 6 hours" in err
 
     cube = tmp_path / "out" / output.CUBE
-    assert write.open_cube(cube).sizes["lat"] == 7
+    assert reader.open_cube(cube).sizes["lat"] == 7
     code, out, _ = aqnet(
         "export", "--cube", cube, "--format", "netcdf", "--out", tmp_path / "nc", "--end", "2019-12-01T03"
     )
@@ -324,7 +324,7 @@ def test_embedded_default(
     for method in ("AQ-Net", "Inverse distance", "Kriging"):
         assert f"| {method} |" in out
     assert (tmp_path / example.PICTURE).stat().st_size > 10_000
-    assert "SIMULATED" in write.open_cube(tmp_path / output.CUBE).attrs["title"]
+    assert "SIMULATED" in reader.open_cube(tmp_path / output.CUBE).attrs["title"]
 
 
 # ---- observation store ----

@@ -22,7 +22,7 @@ from test_write import GRID, NEW_YEAR, make_block
 
 from pipeline import provenance
 from pipeline.contract import STREAMS
-from pipeline.cube import layout, write
+from pipeline.cube import layout, reader, write
 from pipeline.grid import Grid
 from pipeline.products import export, geozarr, outlook_fields
 from pipeline.products.export import Cut
@@ -53,7 +53,7 @@ def made(path: Path, grid: Grid = GRID, stream: str = "interim", days: int = 1) 
         if ahead:
             write.describe_outlook(candidate, outlook_fields.attrs(issue, "outlook", "3" * 64))
         write.publish(candidate)
-    return write.open_cube(path)
+    return reader.open_cube(path)
 
 
 def points(path: Path) -> Path:

@@ -18,7 +18,7 @@ from pipeline import analyse, covariates, output, provenance, qc, sources, stage
 from pipeline.config import Covariate, from_sources
 from pipeline.contract import HOUR
 from pipeline.covariates import Sampler, check, open_all, open_field
-from pipeline.cube import write
+from pipeline.cube import reader
 from pipeline.errors import ConfigError
 from pipeline.grid import Grid, terrain
 from pipeline.harmonise import to_cube
@@ -424,7 +424,7 @@ def runs(
 
 def error_of(run: stages.Run, simulation: Simulation) -> float:
     """RMSE of the mean on land cells, ug m-3, against the simulated field."""
-    cube = write.open_cube(run.candidate.path)
+    cube = reader.open_cube(run.candidate.path)
     own = slice(run.hours[0], run.hours[1] - HOUR)
     truth = simulate.read_truth(simulation.truth).sel(time=own).sel(lat=cube["lat"], lon=cube["lon"], method="nearest")
     return float(np.sqrt(np.nanmean((cube["pm2p5"].sel(time=own).values - truth.values)[:, run.grid.land] ** 2)))
@@ -438,7 +438,7 @@ def test_a_run_gains_from_a_background(runs: tuple[stages.Run, stages.Run], smal
 
 
 def test_a_run_with_covariates_says_so(runs: tuple[stages.Run, stages.Run], model_file: Path):
-    plain, run = (write.open_cube(run.candidate.path).attrs for run in runs)
+    plain, run = (reader.open_cube(run.candidate.path).attrs for run in runs)
     assert "covariates" not in plain
     assert run["covariates"] == "pm2p5 of model.nc (background, transform cuberoot)"
     inputs = json.loads(runs[1].files["lineage"].read_text())["inputs"]
@@ -463,7 +463,7 @@ def test_without_covariates_no_code_of_them_runs(
     monkeypatch.setattr(analyse, "background", fail)
     monkeypatch.setattr(covariates, "Sampler", fail)
     again = make_run(small_simulation, weights, tmp_path)
-    before, after = (write.open_cube(run.candidate.path) for run in (runs[0], again))
+    before, after = (reader.open_cube(run.candidate.path) for run in (runs[0], again))
     for name in ("pm2p5", "pm2p5_p05", "pm2p5_p95"):
         np.testing.assert_array_equal(after[name], before[name])
 

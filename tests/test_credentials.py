@@ -17,7 +17,7 @@ from test_s3 import KEY, SECRET, bucket
 from flows import credentials
 from flows.credentials import Keys
 from pipeline import redact
-from pipeline.cube import write
+from pipeline.cube import reader
 from pipeline.errors import ConfigError, ProductError
 from pipeline.fetch import s3 as fetch_s3
 from pipeline.fetch.web import FetchError, Limits
@@ -110,7 +110,7 @@ def test_a_backfill_and_its_worker_have_the_blocks_credentials_and_leave_none(
     assert os.environ[credentials.VARIABLE] == "good"
     assert not {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL_S3", "AWS_REGION"} & set(os.environ)
     with pytest.raises(ConfigError, match=r"expected .*credentials"):  # it was the block that told them
-        write.open_cube(f"{server.bucket}/block")
+        reader.open_cube(f"{server.bucket}/block")
     bare.setenv(credentials.VARIABLE, "wrong")
     with pytest.raises(ConfigError, match="says SignatureDoesNotMatch") as refused:
         backfill(settings, workers=1)

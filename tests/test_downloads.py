@@ -11,7 +11,7 @@ import xarray as xr
 
 from pipeline import output, stages
 from pipeline.config import RunConfig
-from pipeline.cube import write
+from pipeline.cube import reader, write
 from pipeline.grid import Grid
 from pipeline.products import downloads, export
 from pipeline.twin.simulate import Simulation
@@ -78,7 +78,7 @@ def test_a_month_that_is_over_has_a_mean_in_the_file_of_its_year(tmp_path: Path)
     write_run(cube, last - 24, last, grid=grid)
     assert monthly(cube, tmp_path, "2019-03") == {"interim_20190201-20190331"}
     with xr.open_dataset(next((tmp_path / "products").glob("*_monthly_*.nc"))) as means:
-        wanted = write.open_cube(cube)["pm2p5"].sel(time="2019-03").mean("time")
+        wanted = reader.open_cube(cube)["pm2p5"].sel(time="2019-03").mean("time")
         np.testing.assert_allclose(means["pm2p5"][1], wanted, rtol=2**-9)
     with write.begin(cube, grid, np.datetime64(first, "h"), np.datetime64("2019-03-01", "h"), {}) as candidate:
         for hour in range(first, first + 28 * 24, 24):
@@ -92,7 +92,7 @@ def monthly(cube: Path, folder: Path, month: str) -> set[str]:
     """Stream and days of the monthly files after a run that touched a month."""
     first = np.datetime64(month, "M")
     hours, products = (first.astype("M8[h]"), (first + 1).astype("M8[h]")), folder / "products"
-    downloads.cut(downloads.Part((hours,), "interim", False, "test", "0.1.0"), write.open_cube(cube), products)
+    downloads.cut(downloads.Part((hours,), "interim", False, "test", "0.1.0"), reader.open_cube(cube), products)
     names = (path.stem.split("_") for path in products.glob("*_monthly_*.nc"))
     return {f"{parts[3]}_{parts[-1]}" for parts in names}
 
@@ -112,6 +112,6 @@ def test_the_file_of_a_year_is_written_once(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(export, "export_files", counted)
     part = downloads.Part(tuple(pairwise(months)), "interim", False, "test", "0.1.0")
-    files = downloads.cut(part, write.open_cube(tmp_path / "cube"), tmp_path / "products")
+    files = downloads.cut(part, reader.open_cube(tmp_path / "cube"), tmp_path / "products")
     assert written.count(("interim", "monthly")) == 1
     assert "monthly 2019" in files

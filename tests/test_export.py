@@ -19,7 +19,7 @@ from test_write import GRID, NEW_YEAR, make_block, run
 
 from pipeline.cli import run_command
 from pipeline.contract import FIELD_NAMES, FIELDS
-from pipeline.cube import layout, write
+from pipeline.cube import layout, reader, write
 from pipeline.errors import ConfigError, ProductError
 from pipeline.grid import Grid
 from pipeline.products import export
@@ -39,7 +39,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def cube(path: Path) -> xr.Dataset:
-    return write.open_cube(path)
+    return reader.open_cube(path)
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +129,7 @@ def test_a_box_and_a_period(cube: xr.Dataset, tmp_path: Path) -> None:
 def test_a_box_of_a_projected_cube_covers_its_cells(tmp_path: Path) -> None:
     grid = Grid((119, 36, 121, 38), 25_000, "EPSG:32650")
     run(tmp_path / "cube.icechunk", NEW_YEAR, NEW_YEAR + 24, grid=grid)
-    cube = write.open_cube(tmp_path / "cube.icechunk")
+    cube = reader.open_cube(tmp_path / "cube.icechunk")
     part = export.subset(cube, bbox=(119.5, 36.5, 120.5, 37.5))
     lon, lat = grid.lon_lat()
     inside = (lon >= 119.5) & (lon <= 120.5) & (lat >= 36.5) & (lat <= 37.5)
@@ -145,7 +145,7 @@ def test_a_box_of_a_projected_cube_covers_its_cells(tmp_path: Path) -> None:
 def test_hours_of_a_gap_are_left_out(tmp_path: Path) -> None:
     for first in (NEW_YEAR, NEW_YEAR + 40):
         run(tmp_path / "cube.icechunk", first, first + 4)
-    cube = write.open_cube(tmp_path / "cube.icechunk")
+    cube = reader.open_cube(tmp_path / "cube.icechunk")
     (file,) = export.export_netcdf(cube, tmp_path / "nc", "gap", "interim", "0.1.0")
     with xr.open_dataset(file) as found:
         at = [0, 1, 2, 3, 40, 41, 42, 43]
@@ -156,7 +156,7 @@ def test_hours_of_a_gap_are_left_out(tmp_path: Path) -> None:
 def test_a_box_across_the_dateline(tmp_path: Path) -> None:
     grid = Grid((177, -19, -178, -16), 0.5)
     run(tmp_path / "cube.icechunk", NEW_YEAR, NEW_YEAR + 1, grid=grid)
-    part = export.subset(write.open_cube(tmp_path / "cube.icechunk"), bbox=(179, -18, -179, -17))
+    part = export.subset(reader.open_cube(tmp_path / "cube.icechunk"), bbox=(179, -18, -179, -17))
     assert part["lon"].values.tolist() == [179, 179.5, 180, 180.5, 181]
 
 
@@ -216,7 +216,7 @@ MEMORY = """
 import resource, sys
 from pathlib import Path
 from test_write import NEW_YEAR, make_block
-from pipeline.cube import layout, write
+from pipeline.cube import layout, reader, write
 from pipeline.products import export
 from pipeline.products.export import Cut
 from pipeline.grid import Grid
@@ -229,7 +229,7 @@ for days in (2, 30):
             shifted = block.assign_coords(time=block["time"] + 3_600_000_000_000 * 24 * day)
             write.write_block(candidate, shifted.assign_coords(time=shifted["time"].astype("datetime64[ns]")))
         write.publish(candidate)
-    cube = write.open_cube(out / f"{days}.icechunk")
+    cube = reader.open_cube(out / f"{days}.icechunk")
     export.export_netcdf(cube, out, "memory", "interim", "0")
     export.export_zarr(cube, out / f"{days}.zarr")
     export.export_files(cube, out, Cut("interim", "daily"), "netcdf", "memory", "0")
@@ -284,7 +284,7 @@ def test_csv_holds_every_value_that_is_one(cube: xr.Dataset, tmp_path: Path) -> 
 def test_geotiff_lies_where_the_cells_lie(tmp_path: Path, crs: str) -> None:
     grid = Grid((119, 36, 121, 38), 0.25 if crs == "EPSG:4326" else 25_000, crs)
     run(tmp_path / "cube", NEW_YEAR, NEW_YEAR + 26, grid=grid)
-    cube, names = write.open_cube(tmp_path / "cube"), ("pm2p5", "quality_flag")
+    cube, names = reader.open_cube(tmp_path / "cube"), ("pm2p5", "quality_flag")
     files = export.export_files(cube, tmp_path / "tif", Cut("interim"), "geotiff", "x", "0.1.0", names)
     assert [file.name for file in files] == [
         f"pm25_x_aqnet_interim_v0.1.0_hourly_20190101-20190102_{name}.tif" for name in names
@@ -340,7 +340,7 @@ def test_a_cube_on_a_projection_with_two_parallels_is_extended(tmp_path: Path) -
     """CF says them as a pair, which JSON makes a list of: the grid of the second run is still that of the first."""
     grid = Grid.from_corner((0, 0), (3, 2), 12_000, "+proj=lcc +lat_1=30 +lat_2=60 +lat_0=38 +lon_0=115 +R=6370000")
     assert [run(tmp_path / "cube", NEW_YEAR + at, NEW_YEAR + at + 2, grid=grid) for at in (0, 2)] == ["r1", "r2"]
-    (file,) = export.export_netcdf(write.open_cube(tmp_path / "cube"), tmp_path, "x", "interim", "0.1.0")
+    (file,) = export.export_netcdf(reader.open_cube(tmp_path / "cube"), tmp_path, "x", "interim", "0.1.0")
     with netCDF4.Dataset(file) as found:
         assert found["crs"].standard_parallel.tolist() == [30, 60]
 
@@ -360,8 +360,8 @@ def test_twenty_appended_runs_make_the_products_of_one(tmp_path: Path) -> None:
     for first, last in itertools.pairwise(map(int, edges)):
         run(tmp_path / "many", first, last)
     run(tmp_path / "one", start, start + 600)
-    cubes = [write.open_cube(tmp_path / name) for name in ("many", "one")]
-    assert [len(write.history(tmp_path / name)) for name in ("many", "one")] == [20, 1]
+    cubes = [reader.open_cube(tmp_path / name) for name in ("many", "one")]
+    assert [len(reader.history(tmp_path / name)) for name in ("many", "one")] == [20, 1]
     for frequency in export.FREQUENCIES:
         files = []
         for cube, name in zip(cubes, ("many", "one"), strict=True):

@@ -14,7 +14,7 @@ from pathlib import Path
 import xarray as xr
 
 from pipeline import output
-from pipeline.cube import write
+from pipeline.cube import reader
 from pipeline.errors import ProductError
 from pipeline.twin.simulate import Simulation
 
@@ -73,7 +73,7 @@ def kill_after(process: subprocess.Popen[str], text: str | None) -> bool:
 def published(out: Path) -> xr.Dataset | None:
     """What a reader sees: all of the last revision, or None where nothing was published."""
     try:
-        return write.open_cube(out / output.CUBE).load()
+        return reader.open_cube(out / output.CUBE).load()
     except ProductError:
         return None
 

@@ -20,7 +20,7 @@ import xarray as xr
 from flows import environment
 from pipeline import harmonise, output, score, stages
 from pipeline.config import RunConfig, from_sources
-from pipeline.cube import write
+from pipeline.cube import reader
 from pipeline.errors import AqnetError, ConfigError, InputError, ProductError
 from pipeline.offer import catalog, publication
 from pipeline.twin import simulate
@@ -57,7 +57,7 @@ def published(small_simulation: Simulation, weights: Path, tmp_path_factory: pyt
 
 
 def test_a_run_estimates_the_simulated_truth(published: stages.Run, small_simulation: Simulation) -> None:
-    cube = write.open_cube(published.candidate.path)
+    cube = reader.open_cube(published.candidate.path)
     start, end = published.hours
     own = slice(start, end - HOUR)
     field = simulate.read_truth(small_simulation.truth).sel(time=own)
@@ -70,7 +70,7 @@ def test_a_run_estimates_the_simulated_truth(published: stages.Run, small_simula
 
 
 def test_only_the_hours_of_the_run_are_produced(published: stages.Run) -> None:
-    cube = write.open_cube(published.candidate.path)
+    cube = reader.open_cube(published.candidate.path)
     produced = cube["time"].values[cube["revision"].values > 0]
     np.testing.assert_array_equal(produced, np.arange(*published.hours))
 
@@ -141,8 +141,8 @@ def test_a_zone_declared_8_hours_off_is_said_by_the_run_itself_and_stops_it(
     assert alarm in html.unescape((held / output.QUALITY_REPORT).read_text())
     assert alarm in caplog.text  # type: ignore[attr-defined]
     with pytest.raises(ProductError, match="nothing is published"):
-        write.open_cube(tmp_path / output.CUBE)
-    assert write.open_cube(tmp_path / output.CUBE, "held-by-hand")["revision"].max() == 1
+        reader.open_cube(tmp_path / output.CUBE)
+    assert reader.open_cube(tmp_path / output.CUBE, "held-by-hand")["revision"].max() == 1
 
 
 def late(to_cube: Callable[..., xr.Dataset], hours: int) -> Callable[..., xr.Dataset]:
@@ -160,7 +160,7 @@ def test_two_short_runs_make_the_cube_of_one_long_run(
     cut = "2019-12-01T06"
     run_stages(make_config(small_simulation, weights, tmp_path, end=cut))
     second = run_stages(make_config(small_simulation, weights, tmp_path, start=cut))
-    pieces, whole = write.open_cube(second.candidate.path), write.open_cube(published.candidate.path)
+    pieces, whole = reader.open_cube(second.candidate.path), reader.open_cube(published.candidate.path)
     xr.testing.assert_identical(pieces.drop_attrs().load(), whole.drop_attrs().load())
 
 
@@ -172,7 +172,7 @@ def test_a_candidate_that_fails_validation_is_not_published(
         run_stages(make_config(small_simulation, weights, tmp_path, end="2019-12-01"))
     assert not (tmp_path / output.PRODUCTS).exists()
     with pytest.raises(ProductError, match="nothing is published"):
-        write.open_cube(tmp_path / output.CUBE)
+        reader.open_cube(tmp_path / output.CUBE)
 
 
 # ---- the flow ----
@@ -199,8 +199,8 @@ def test_the_flow_publishes_and_leaves_a_report_as_artifact(
     ]
     (report,) = [found["data"] for found in artifacts if found["flow_run_id"] == run.run_id]
     assert "| ingest | 2019-11-30T12 to 2019-12-01T00 |" in report
-    same = write.open_cube(published.candidate.path).drop_attrs().load()
-    xr.testing.assert_identical(write.open_cube(run.candidate.path).drop_attrs().load(), same)
+    same = reader.open_cube(published.candidate.path).drop_attrs().load()
+    xr.testing.assert_identical(reader.open_cube(run.candidate.path).drop_attrs().load(), same)
 
 
 def test_a_users_error_is_raised_as_it_is_and_not_retried(

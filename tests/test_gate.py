@@ -22,7 +22,7 @@ from test_write import GRID, NEW_YEAR, make_block, run
 from benchmarks import gate as trials
 from pipeline import output
 from pipeline.contract import POLLUTANTS
-from pipeline.cube import metadata, repository, revisions, write
+from pipeline.cube import metadata, reader, repository, revisions, write
 from pipeline.errors import ProductError
 from pipeline.release import agreement, gate, hold, skill
 from pipeline.release.skill import Skill
@@ -163,7 +163,7 @@ def test_the_metadata_of_a_cube_are_whole_and_what_breaks_them_is_named(tmp_path
     with write.begin(tmp_path / "cube", GRID, "2019-01-01", "2019-01-02", attrs) as candidate:
         write.write_block(candidate, make_block(NEW_YEAR))
         write.publish(candidate)
-    cube = write.open_cube(tmp_path / "cube")
+    cube = reader.open_cube(tmp_path / "cube")
     assert metadata.problems(cube) == []
     spoiled = cube.assign_attrs(time_coverage_end="2019-01-03T00:00:00Z", geospatial_lat_min=36.5, license="")
     spoiled["pm2p5"].attrs["units"] = "mg m-3"
@@ -182,7 +182,7 @@ def test_the_metadata_of_a_cube_are_whole_and_what_breaks_them_is_named(tmp_path
 @pytest.mark.parametrize("lag", [0, 8, -5])
 def test_agreement_finds_lag_level_and_pattern(tmp_path: Path, lag: int) -> None:
     run(tmp_path / "cube", NEW_YEAR, NEW_YEAR + 72)
-    cube = write.open_cube(tmp_path / "cube")
+    cube = reader.open_cube(tmp_path / "cube")
     rng = np.random.default_rng(5)
     rows, columns = (rng.integers(0, 9, 12) for _ in range(2))
     values = cube["pm2p5_p50"].values[:, rows, columns]
@@ -280,10 +280,10 @@ def test_a_held_run_is_kept_to_be_looked_at_and_can_be_accepted(stopped: Path) -
     cube, held = out / "cube.icechunk", out / output.HELD / "trial-2019-12-03"
     papers = {"run.json", "lineage.json", "quality-control.html", "report.html"}
     assert {path.name for path in held.iterdir()} == papers | {"2019-12.png"}
-    assert write.open_cube(cube).attrs["revision"] == "r1"
+    assert reader.open_cube(cube).attrs["revision"] == "r1"
     files = hold.accept(out, cube, "trial-2019-12-03", "weights of the new year")
-    assert write.open_cube(cube).attrs["revision"] == "r2"
-    assert write.open_cube(cube).attrs["revision_reason"] == "weights of the new year"
+    assert reader.open_cube(cube).attrs["revision"] == "r2"
+    assert reader.open_cube(cube).attrs["revision_reason"] == "weights of the new year"
     assert not (out / output.HELD).exists()
     with xr.open_dataset(files["netcdf 2019-12"]) as product:
         assert product.sizes["time"] == 72  # the whole month that the cube holds
@@ -393,7 +393,7 @@ def test_an_acceptance_that_was_killed_is_finished_by_another(stopped: Path, tmp
     killed(stopped, tmp_path, steps)
     for number, step in enumerate(steps):
         out = tmp_path / str(number)
-        assert write.open_cube(out / output.CUBE).attrs["revision"] == STEPS[step], step
+        assert reader.open_cube(out / output.CUBE).attrs["revision"] == STEPS[step], step
         if step in ("after exchange", "after rename"):
             assert digests(out / output.PRODUCTS) != before, step
         else:
@@ -409,7 +409,7 @@ def test_an_acceptance_that_was_killed_is_finished_by_the_next_run(
     killed(stopped, tmp_path, ["after reset_branch"])
     out = (tmp_path / "0").rename(network.folder / "killed")
     network.run(network.table, trials.JUDGED, out.name, reason="the shipped weights again")
-    assert write.open_cube(out / output.CUBE).attrs["revision"] == "r3"
+    assert reader.open_cube(out / output.CUBE).attrs["revision"] == "r3"
     assert not (out / output.HELD).exists()
     with xr.open_dataset(next((out / output.PRODUCTS).glob("*_hourly_*.nc"))) as product:
         assert (product.sizes["time"], product.attrs["revision"]) == (72, "r3")

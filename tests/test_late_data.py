@@ -13,7 +13,7 @@ import pytest
 
 from pipeline import cli, output, stages
 from pipeline.config import RunConfig
-from pipeline.cube import write
+from pipeline.cube import reader
 from pipeline.errors import ProductError
 from pipeline.store import layout, ledger
 from pipeline.twin.simulate import Simulation
@@ -58,7 +58,7 @@ def test_a_correction_is_late_until_the_run_is_made_again(
     late = ("ledger", "--store", store, "--cube", out / output.CUBE, "--json")
     call(capfd, "ingest", "cnemc", "--input", small_simulation.archive, *sites)
     assert "Published: r1" in call(capfd, *run)
-    attrs = write.open_cube(out / output.CUBE).attrs
+    attrs = reader.open_cube(out / output.CUBE).attrs
     assert attrs[ledger.DIGEST_ATTR] == layout.load(store).digest
     inputs = json.loads((out / output.PRODUCTS / output.LINEAGE).read_text())["inputs"]
     assert {name.rsplit("-", 1)[0] for name in inputs} == {"cnemc-2019-11", "cnemc-2019-12"}

@@ -22,7 +22,7 @@ from model.outlook_inputs import HISTORY, HORIZON
 from pipeline import analyse, config, harmonise, output, qc, sources, stages
 from pipeline.config import RunConfig
 from pipeline.contract import FIELDS, QUALITY_BITS, STREAMS, check_cube
-from pipeline.cube import write
+from pipeline.cube import reader, write
 from pipeline.errors import ConfigError, ProductError
 from pipeline.pages import maps
 from pipeline.products import downloads, export, outlook_fields
@@ -88,7 +88,7 @@ def run_stages(settings: RunConfig) -> stages.Run:
 
 
 def open_of(run: stages.Run) -> xr.Dataset:
-    return write.open_cube(run.candidate.path).load()
+    return reader.open_cube(run.candidate.path).load()
 
 
 def streams(cube: xr.Dataset) -> list[tuple[int, int]]:
@@ -249,7 +249,7 @@ def test_a_later_run_replaces_outlook_hours(settings: dict[str, object], publish
     cube = open_of(third)
     assert streams(cube) == [(0, 50), (-1, 22)]
     assert outlook_fields.without(cube.attrs) == cube.attrs  # nothing is left to be described
-    xr.testing.assert_equal(write.open_cube(second.candidate.path, "r1").load(), open_of(published))
+    xr.testing.assert_equal(reader.open_cube(second.candidate.path, "r1").load(), open_of(published))
 
 
 def test_a_run_over_earlier_hours_leaves_what_was_analysed_since(
@@ -298,7 +298,7 @@ def write_run(path: Path, first: int, issue: int, outlook_hours: int = 0) -> Non
 def test_hours_of_an_earlier_outlook_before_and_after_a_run_are_taken_back(tmp_path: Path) -> None:
     write_run(tmp_path / "cube", NEW_YEAR, NEW_YEAR + 10, 20)
     write_run(tmp_path / "cube", NEW_YEAR + 14, NEW_YEAR + 16, 4)
-    cube = write.open_cube(tmp_path / "cube").load()
+    cube = reader.open_cube(tmp_path / "cube").load()
     assert streams(cube) == [(0, 10), (-1, 4), (0, 2), (2, 4), (-1, 28)]
     assert cube["revision"].values.tolist() == [1] * 10 + [2] * 20 + [0] * 18
     gone = cube.isel(time=cube["stream"].values < 0)
@@ -311,7 +311,7 @@ def test_hours_of_an_earlier_outlook_before_and_after_a_run_are_taken_back(tmp_p
 def test_without_an_outlook_of_its_own_a_run_leaves_the_rest_of_an_earlier_one(tmp_path: Path) -> None:
     write_run(tmp_path / "cube", NEW_YEAR, NEW_YEAR + 10, 20)
     write_run(tmp_path / "cube", NEW_YEAR + 10, NEW_YEAR + 16)
-    cube = write.open_cube(tmp_path / "cube").load()
+    cube = reader.open_cube(tmp_path / "cube").load()
     assert streams(cube) == [(0, 16), (2, 14), (-1, 18)]
     assert cube.attrs["outlook_issue_time"] == "2019-01-01T10:00:00Z"
 

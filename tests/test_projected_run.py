@@ -15,7 +15,7 @@ import xarray as xr
 from pyproj import CRS, Transformer
 
 from pipeline.cli import run_command
-from pipeline.cube import write
+from pipeline.cube import reader
 from pipeline.products import export
 from pipeline.products.export import Cut
 
@@ -45,12 +45,12 @@ def out(
 
 @pytest.fixture(scope="module")
 def file(out: Path) -> Path:
-    (file,) = export.export_netcdf(write.open_cube(out / "cube.icechunk"), out / "cut", "wrf", "interim", "0.1.0")
+    (file,) = export.export_netcdf(reader.open_cube(out / "cube.icechunk"), out / "cut", "wrf", "interim", "0.1.0")
     return file
 
 
 def test_the_cube_is_the_model_s_domain(out: Path) -> None:
-    cube = write.open_cube(out / "cube.icechunk")
+    cube = reader.open_cube(out / "cube.icechunk")
     assert dict(cube["pm2p5"].sizes) == {"time": 24, "y": NROWS, "x": NCOLS}
     assert (cube["x"].values[0], cube["y"].values[0]) == (XORIG + CELL / 2, YORIG + CELL / 2)
     assert CRS.from_cf(cube["crs"].attrs) == CRS(CRS_TEXT)
@@ -61,7 +61,7 @@ def test_the_cube_is_the_model_s_domain(out: Path) -> None:
 
 def test_stations_lie_in_the_cells_that_hold_them(out: Path, small_simulation: Simulation) -> None:
     """The cell that a station's x and y fall into lies within half a diagonal of it, as the distance field says."""
-    cube = write.open_cube(out / "cube.icechunk").isel(time=19).load()
+    cube = reader.open_cube(out / "cube.icechunk").isel(time=19).load()
     stations = pd.read_csv(small_simulation.stations)
     x, y = Transformer.from_crs("EPSG:4326", CRS_TEXT, always_xy=True).transform(stations["lon"], stations["lat"])
     inside = (np.abs(x - cube["x"].mean().item()) < NCOLS * CELL / 2) & (
@@ -90,7 +90,7 @@ def test_cdo_reads_the_projection(file: Path) -> None:
 @pytest.mark.skipif(shutil.which("gdallocationinfo") is None, reason="needs GDAL")
 @pytest.mark.parametrize("form", ["netcdf", "geotiff"])
 def test_gdal_finds_a_value_by_longitude_and_latitude(out: Path, file: Path, form: str) -> None:
-    cube = write.open_cube(out / "cube.icechunk")
+    cube = reader.open_cube(out / "cube.icechunk")
     row, column = 11, 7
     lon, lat = (str(float(cube[name][row, column])) for name in ("lon", "lat"))
     name = f"NETCDF:{file}:pm2p5"

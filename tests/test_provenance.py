@@ -13,7 +13,7 @@ import pytest
 
 import pipeline
 from pipeline import output, provenance
-from pipeline.cube import write
+from pipeline.cube import reader
 from pipeline.offer import publication
 from pipeline.products import export
 from tests.offer import add_run
@@ -81,7 +81,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     add_run(folder, "run-1", 0)
     publication.publish(folder)
     add_run(folder, "run-2", 1, hours=24)
-    cube = write.open_cube(folder / "cube.icechunk")
+    cube = reader.open_cube(folder / "cube.icechunk")
     for frequency in ("daily", "monthly"):
         cut = export.Cut("interim", frequency)
         try:
@@ -109,7 +109,7 @@ def test_every_netcdf_product_carries_its_provenance(out: Path) -> None:
 
 
 def test_the_cube_carries_its_provenance_at_every_revision(out: Path) -> None:
-    found = [write.open_cube(out / "cube.icechunk", revision).attrs for revision in ("r1", "r2")]
+    found = [reader.open_cube(out / "cube.icechunk", revision).attrs for revision in ("r1", "r2")]
     assert [attrs["flow_run_id"] for attrs in found] == ["run-1", "run-2"]
     for attrs in found:
         assert provenance.lacking(attrs) == []

@@ -15,7 +15,7 @@ from test_revisions import said
 from test_write import GRID, make_block
 
 from pipeline import cli
-from pipeline.cube import write
+from pipeline.cube import reader, write
 from pipeline.offer import publication
 from pipeline.twin import simulate
 from tests.offer import FIRST, TITLE, add_run, lineage
@@ -88,14 +88,14 @@ def test_a_refusing_disk_is_told_in_one_line(
     out, table = Path(shutil.copytree(published, disk / "out")), tmp_path / "observed.csv"
     table.write_text("time,station,lon,lat,pm2p5\n2019-12-10T03,x:1,10,50,7\n")
     refuse(disk)
-    before = write.open_cube(out / "cube.icechunk").load()
+    before = reader.open_cube(out / "cube.icechunk").load()
     words = COMMANDS[name].format(out=out, cube=published / "cube.icechunk", table=table)
     assert cli.run_command(words.split()) == 1
     (line,) = (line for line in capfd.readouterr().err.splitlines() if line.startswith("aqnet: "))
     assert line.startswith("aqnet: error: ")
     assert f"{disk}/out" in line
     assert said in line
-    assert write.open_cube(out / "cube.icechunk").load().identical(before)
+    assert reader.open_cube(out / "cube.icechunk").load().identical(before)
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO])

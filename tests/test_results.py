@@ -14,7 +14,7 @@ import xarray as xr
 
 from pipeline import output, provenance, qc, results, stages
 from pipeline.config import RunConfig
-from pipeline.cube import write
+from pipeline.cube import reader
 from pipeline.twin.simulate import Simulation
 
 HOUR = np.timedelta64(1, "h")
@@ -83,7 +83,7 @@ def flagged(monkeypatch: pytest.MonkeyPatch) -> list[np.datetime64]:
 def undisturbed(small_simulation: Simulation, weights: Path, tmp_path_factory: pytest.TempPathFactory) -> xr.Dataset:
     out = tmp_path_factory.mktemp("undisturbed")
     stages.make(config(small_simulation, weights, out), "undisturbed")
-    return write.open_cube(out / output.CUBE).load()
+    return reader.open_cube(out / output.CUBE).load()
 
 
 def test_the_next_run_takes_the_flagged_month_and_makes_the_same_cube(
@@ -99,7 +99,7 @@ def test_the_next_run_takes_the_flagged_month_and_makes_the_same_cube(
     run = stages.make(config(small_simulation, weights, again), "again")
     assert len(flagged) == 1  # the second month
     assert f"observations as an earlier run flagged them: {one.name}" in caplog.text
-    xr.testing.assert_identical(write.open_cube(run.candidate.path).drop_attrs().load(), undisturbed.drop_attrs())
+    xr.testing.assert_identical(reader.open_cube(run.candidate.path).drop_attrs().load(), undisturbed.drop_attrs())
     assert [stage.name for stage in run.stages].count("quality control") == 2
     assert len(run.quality) == len(run.observed) == 2
     assert not (again / results.FOLDER).exists()  # it is published

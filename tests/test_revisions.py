@@ -15,7 +15,7 @@ from test_write import GRID, NEW_YEAR, make_block
 
 from benchmarks.revisions import by_days
 from pipeline import cli
-from pipeline.cube import changes, repository, revisions, write
+from pipeline.cube import changes, reader, repository, revisions, write
 from pipeline.errors import ProductError
 from pipeline.release.gate import Last
 from pipeline.release.skill import Skill
@@ -71,7 +71,7 @@ def test_a_revision_says_why_by_what_and_how_good(path: Path) -> None:
     assert found.score("AQ-Net", "mae_median") == pytest.approx(17.5)
     assert found.score("log_kriging", "rmse_mean") is None
     assert found.failed() == []
-    assert write.open_cube(path).attrs["revision_reason"] == "late data"
+    assert reader.open_cube(path).attrs["revision_reason"] == "late data"
 
 
 def test_a_revision_made_before_there_were_records_is_listed_too(path: Path) -> None:
@@ -112,15 +112,15 @@ def test_a_held_candidate_is_listed_opened_and_published_on_request(path: Path) 
     first, held = revisions.history(path)
     assert (held.name, held.held, held.run_id) == (branch, True, "two") == ("held-two", True, "two")
     assert "places: expected order; found chaos" in revisions.as_text([first, held])
-    assert (write.open_cube(path, branch)["revision"].values == 2).all()
-    assert (write.open_cube(path)["revision"].values == 1).all()
+    assert (reader.open_cube(path, branch)["revision"].values == 2).all()
+    assert (reader.open_cube(path)["revision"].values == 1).all()
     with pytest.raises(ProductError, match=r"expected the run of a held candidate \(two\); found 'three'"):
         write.accept(path, "three", "why")
     assert write.accept(path, "two", "the network moved") == "r2"
     _, accepted = revisions.history(path)
     assert (accepted.name, accepted.accepted, accepted.reason) == ("r2", "the network moved", "trial")
-    assert (write.open_cube(path)["revision"].values == 2).all()
-    assert write.open_cube(path).attrs["revision"] == "r2"
+    assert (reader.open_cube(path)["revision"].values == 2).all()
+    assert reader.open_cube(path).attrs["revision"] == "r2"
 
 
 def test_one_candidate_is_held_at_a_time_and_a_publication_ends_that(path: Path) -> None:
@@ -169,12 +169,12 @@ def test_no_run_and_no_reader_lists_the_tags(path: Path, monkeypatch: pytest.Mon
         assert write.publish(blocks(path, NEW_YEAR, 1, run, seed=len(run)), said(run)) == tag
     write.hold(blocks(path, NEW_YEAR, 1, "four", seed=4), said("four"))
     assert write.accept(path, "four", "why not") == "r4"
-    assert write.open_cube(path).attrs["revision"] == "r4"
-    assert write.open_cube(path, "r2").attrs["revision"] == "r2"
+    assert reader.open_cube(path).attrs["revision"] == "r4"
+    assert reader.open_cube(path, "r2").attrs["revision"] == "r2"
     repo = repository.open_existing(path)
     assert (repository.newest(repo), repository.last(repo).name) == (4, "r4")  # type: ignore[union-attr]
     assert [revision.name for revision in revisions.history(path, 2)] == ["r3", "r4"]
-    assert next(write.backwards(path, "r3"))["revision"] == "r3"
+    assert next(reader.backwards(path, "r3"))["revision"] == "r3"
 
 
 def test_the_number_of_a_revision_is_one_more_whatever_became_of_the_tags(path: Path) -> None:
@@ -197,7 +197,7 @@ def test_the_number_of_a_revision_is_one_more_whatever_became_of_the_tags(path: 
     assert repository.names(repo) == "r2, r3, r4, r5"
     for name in ("r1", "no/tag"):
         with pytest.raises(ProductError, match=f"no revision '{name}'; published: r2, r3, r4, r5"):
-            write.open_cube(path, name)
+            reader.open_cube(path, name)
     repository.drop(repo, ["held-gone"])  # by another host, or by a former try
 
 
@@ -207,7 +207,7 @@ def test_an_accepted_revision_says_so_in_its_history_whatever_the_reason(path: P
     assert write.accept(path, "one", "twice") == "r1"
     (found,) = revisions.history(path)
     assert found.accepted == "as told"
-    line = str(write.open_cube(path).attrs["history"])
+    line = str(reader.open_cube(path).attrs["history"])
     assert re.fullmatch(r"\S+Z aqnet run one: hours \S+ to \S+, revision r1, accepted \S+Z: as told", line)
     assert write.HISTORY_LINE.match(line)["revision"] == "r1"  # type: ignore[index]
 
@@ -231,8 +231,8 @@ def test_no_revision_shrinks_or_shifts_the_axes(path: Path, spoil: object, messa
     with pytest.raises(ProductError, match=message):
         write.publish(candidate)
     candidate.close()
-    assert write.open_cube(path).sizes["time"] == 48
-    assert (write.open_cube(path)["revision"].values == 1).all()
+    assert reader.open_cube(path).sizes["time"] == 48
+    assert (reader.open_cube(path)["revision"].values == 1).all()
 
 
 def timed(group: object) -> list[tuple[str, object]]:
@@ -248,7 +248,7 @@ def test_a_diff_finds_hours_cells_and_sizes_by_stream(path: Path) -> None:
     shift = {name: lambda values: values + np.float32(8) for name in ("pm2p5", "pm2p5_p50", "pm2p5_p95")}
     write.publish(blocks(path, NEW_YEAR + 24, 1, "two", stream=1, **shift))
     write.publish(blocks(path, NEW_YEAR + 48, 1, "three"))
-    found = changes.compare(write.open_cube(path, "r1"), write.open_cube(path, "r3"), ("r1", "r3"))
+    found = changes.compare(reader.open_cube(path, "r1"), reader.open_cube(path, "r3"), ("r1", "r3"))
     final, new = found.kinds
     assert (final.kind, final.hours, final.cells) == ("interim to final", 24, 24 * land.sum())
     assert (final.appeared, final.vanished, final.differ) == (0, 0, 24 * land.sum())
@@ -259,7 +259,7 @@ def test_a_diff_finds_hours_cells_and_sizes_by_stream(path: Path) -> None:
     assert found.attributes["revision"] == ("r1", "r3")
     np.testing.assert_allclose(found.field.values[land], 8, rtol=0.02)
     assert np.isnan(found.field.values[~land]).all()
-    backwards = changes.compare(write.open_cube(path, "r3"), write.open_cube(path, "r1"), ("r3", "r1"))
+    backwards = changes.compare(reader.open_cube(path, "r3"), reader.open_cube(path, "r1"), ("r3", "r1"))
     assert [kind.kind for kind in backwards.kinds] == ["final to interim", "interim removed"]
 
 
@@ -267,7 +267,7 @@ def test_a_diff_agrees_with_the_whole_arrays(path: Path) -> None:
     """Oracle: numpy over everything at once."""
     write.publish(blocks(path, NEW_YEAR, 3, "one"))
     write.publish(blocks(path, NEW_YEAR + 24, 2, "two", seed=3))
-    one, two = (write.open_cube(path, tag).load() for tag in ("r1", "r2"))
+    one, two = (reader.open_cube(path, tag).load() for tag in ("r1", "r2"))
     (found,) = changes.compare(one, two).kinds
     size = np.abs(one["pm2p5"].values.astype(float) - two["pm2p5"].values)[24:]
     size = size[np.isfinite(size)]
@@ -280,14 +280,14 @@ def test_a_diff_agrees_with_the_whole_arrays(path: Path) -> None:
 
 def test_revisions_of_different_grids_are_not_compared(path: Path) -> None:
     write.publish(blocks(path, NEW_YEAR, 1, "one"))
-    cube = write.open_cube(path)
+    cube = reader.open_cube(path)
     with pytest.raises(ProductError, match="expected revisions on one grid; found 'lat'"):
         changes.compare(cube, cube.assign_coords(lat=cube["lat"] + 1))
 
 
 def test_nothing_changed_says_so(path: Path, tmp_path: Path) -> None:
     write.publish(blocks(path, NEW_YEAR, 1, "one"))
-    found = changes.compare(write.open_cube(path), write.open_cube(path), ("r1", "r1"))
+    found = changes.compare(reader.open_cube(path), reader.open_cube(path), ("r1", "r1"))
     assert "no hour differs" in found.as_text()
     with pytest.raises(ProductError, match="cells to compare in r1 and r1; found 9 x 9 cells, 0 of them"):
         changes.draw(found, tmp_path / "no.png")

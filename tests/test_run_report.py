@@ -17,7 +17,7 @@ import xarray as xr
 
 from pipeline import analyse, stages
 from pipeline.config import RunConfig, from_sources
-from pipeline.cube import write
+from pipeline.cube import reader
 from pipeline.cube.changes import Change, Changes
 from pipeline.grid import Grid
 from pipeline.pages import pairs, run_report, run_report_figures, run_summary
@@ -90,7 +90,7 @@ def finished(
     where = {"bbox": small_simulation.bbox, "resolution": 0.5, "out": out, "domain": "test"}
     config = from_sources(None, fields | where | {"start": "2019-12-02T00", "end": "2019-12-02T08"})
     run, kept = run_stages(config, "run-1")
-    cube, folder = write.open_cube(out / "cube.icechunk"), out / "products"
+    cube, folder = reader.open_cube(out / "cube.icechunk"), out / "products"
     summary = run_summary.from_run(run, cube, kept, analyse.EXTRAPOLATED_KM, folder)
     text = run_report.write(summary, folder / "report.html").read_text()
     return summary, text, json.loads((folder / "run.json").read_text())
@@ -157,7 +157,7 @@ def test_simulated_data_says_so_everywhere(finished: tuple[Summary, str, dict]) 
 
 def test_estimates_at_places_are_the_cells_of_the_cube(finished: tuple[Summary, str, dict]) -> None:
     summary, _, said = finished
-    cube = write.open_cube(Path(said["files"]["cube"])).sel(time=slice("2019-12-02T00", "2019-12-02T07"))
+    cube = reader.open_cube(Path(said["files"]["cube"])).sel(time=slice("2019-12-02T00", "2019-12-02T07"))
     assert summary.series
     for one in summary.series:
         cell = cube.sel(lat=one.place.lat, lon=one.place.lon, method="nearest")

@@ -15,7 +15,7 @@ from benchmarks import seaweed
 from benchmarks.seaweed import KEY, SECRET
 from pipeline import output, shards, stages, verify
 from pipeline.config import RunConfig
-from pipeline.cube import revisions, store, write
+from pipeline.cube import reader, revisions, store
 from pipeline.errors import ConfigError, ProductError
 from pipeline.twin.simulate import Simulation
 
@@ -56,7 +56,7 @@ def hours_of(cube: xr.Dataset) -> int:
 
 
 def test_two_runs_make_the_cube_of_a_folder(bucket: str, folders: tuple[Path, Path]) -> None:
-    here, there = (write.open_cube(output.cube(out)).load() for out in folders)
+    here, there = (reader.open_cube(output.cube(out)).load() for out in folders)
     assert hours_of(here) == 12
     xr.testing.assert_equal(here, there)
 
@@ -88,7 +88,7 @@ def test_workers_make_the_same_cube(bucket: str, small_simulation: Simulation, w
         with stages.begin(settings, name) as run:
             shards.make(run, 2)
             stages.publish(run)
-        cubes.append(write.open_cube(run.candidate.path).load())
+        cubes.append(reader.open_cube(run.candidate.path).load())
     for variable in cubes[0].variables:
         xr.testing.assert_equal(cubes[0][variable].variable, cubes[1][variable].variable)
 
@@ -105,11 +105,11 @@ def test_of_two_hosts_the_second_to_publish_is_told_and_nothing_is_lost(
         stages.make(fast, "fast")
         with pytest.raises(ProductError, match="main moved since the candidate began; run it again"):
             stages.publish(run)
-    assert write.open_cube(place).attrs["flow_run_id"] == "fast"
-    assert len(write.history(place)) == 1
+    assert reader.open_cube(place).attrs["flow_run_id"] == "fast"
+    assert len(reader.history(place)) == 1
     later = stages.make(config(small_simulation, weights, tmp_path / "a", DAY, store=place), "slow again")
     assert later.revision == "r2"
-    assert hours_of(write.open_cube(place)) == 12
+    assert hours_of(reader.open_cube(place)) == 12
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_no_file_holds_the_credentials(bucket: str, folders: tuple[Path, Path]) 
     files = [path for path in folders[1].rglob("*") if path.is_file()]
     assert any(os.path.basename(path) == "cube.url" for path in files)
     assert [path for path in files if SECRET.encode() in path.read_bytes() or KEY.encode() in path.read_bytes()] == []
-    told = json.dumps([write.history(place), write.open_cube(place).attrs], default=str)
+    told = json.dumps([reader.history(place), reader.open_cube(place).attrs], default=str)
     assert SECRET not in told
     assert KEY not in told
 

@@ -14,7 +14,7 @@ import xarray as xr
 
 from pipeline import cli, output, schedule
 from pipeline.contract import STREAMS
-from pipeline.cube import write
+from pipeline.cube import reader
 from pipeline.errors import ConfigError
 from pipeline.store.ingest import ingest
 from pipeline.twin.simulate import Simulation
@@ -113,12 +113,12 @@ def test_whatever_the_order_of_arrival_the_cube_is_that_of_one_run(
         found = hourly(settings, given, now, return_state=True)
         made.append(found.name if found.name == "NothingDue" else found.result())
     assert made == [["r1"], ["r2"], "NothingDue", ["r3"], "NothingDue", ["r4"]]
-    cube = write.open_cube(tmp_path / "out" / output.CUBE)
+    cube = reader.open_cube(tmp_path / "out" / output.CUBE)
     assert cube.attrs[schedule.MADE_TO["interim"]] == "6"
     ends = START + timedelta(hours=HOURS)
     code = cli.run_command(["run", str(settings), "--end", ends.isoformat(), "--out", str(tmp_path / "once"), "--json"])
     assert code == 0
-    assert_same_values(cube, write.open_cube(tmp_path / "once" / output.CUBE))
+    assert_same_values(cube, reader.open_cube(tmp_path / "once" / output.CUBE))
 
 
 def test_days_become_final_and_stay_so(
@@ -135,15 +135,17 @@ def test_days_become_final_and_stay_so(
     later = datetime(2019, 12, 5, tzinfo=UTC)
     assert daily(settings, None, later) == ["r2"]
     path = tmp_path / "out" / output.CUBE
-    stream = write.open_cube(path)["stream"].values
+    stream = reader.open_cube(path)["stream"].values
     assert (stream == STREAMS["final"]).sum() == 4  # 20 to 23 UTC of the first day
     ingest(store, "cnemc", network.publish(START + timedelta(days=3), "whole"), sites)
     assert hourly(settings, None, now) == ["r3"]
     assert daily(settings, None, later) == ["r4"]
-    np.testing.assert_array_equal(write.open_cube(path)["stream"].values[20:26], [1, 1, 1, 1, 0, 0])
+    np.testing.assert_array_equal(reader.open_cube(path)["stream"].values[20:26], [1, 1, 1, 1, 0, 0])
     once = ["run", str(settings), "--stream", "final", "--end", "2019-12-01", "--out", str(tmp_path / "once"), "--json"]
     assert cli.run_command(once) == 0
-    assert_same_values(write.open_cube(path).isel(time=slice(20, 24)), write.open_cube(tmp_path / "once" / output.CUBE))
+    assert_same_values(
+        reader.open_cube(path).isel(time=slice(20, 24)), reader.open_cube(tmp_path / "once" / output.CUBE)
+    )
 
 
 def test_a_schedule_needs_a_store(settings: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from distributed import LocalCluster
 
 from pipeline import report, shards, stages
 from pipeline.config import RunConfig
-from pipeline.cube import write
+from pipeline.cube import reader
 from pipeline.twin.simulate import Simulation
 
 
@@ -46,7 +46,7 @@ def alone(small_simulation: Simulation, weights: Path, tmp_path_factory: pytest.
 
 
 def assert_same(found: stages.Run, wanted: stages.Run) -> None:
-    cubes = [write.open_cube(run.candidate.path) for run in (found, wanted)]
+    cubes = [reader.open_cube(run.candidate.path) for run in (found, wanted)]
     for name in cubes[1].variables:
         np.testing.assert_array_equal(cubes[0][name].values, cubes[1][name].values, err_msg=str(name))
     assert report.scores(found).equals(report.scores(wanted))

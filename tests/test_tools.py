@@ -24,7 +24,7 @@ from pyproj import CRS, Transformer
 from test_write import NEW_YEAR, make_block, run
 
 from pipeline.contract import FIELD_NAMES
-from pipeline.cube import layout, write
+from pipeline.cube import layout, reader, write
 from pipeline.grid import Grid
 from pipeline.products import export
 from pipeline.products.export import Cut
@@ -71,7 +71,7 @@ def year(tmp_path_factory: pytest.TempPathFactory) -> Products:
             for day in range(days):
                 write.write_block(candidate, make_block(first + 24 * day, grid=GRID))
         write.publish(candidate)
-    cube = write.open_cube(out / "cube")
+    cube = reader.open_cube(out / "cube")
     return Products(
         out / "cube",
         export.export_zarr(cube, out / "cube.zarr"),
@@ -91,7 +91,7 @@ def lambert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two hours on the Lambert projection."""
     out = tmp_path_factory.mktemp("lambert")
     run(out / "cube", NEW_YEAR, NEW_YEAR + 2, grid=LAMBERT)
-    (file,) = export.export_netcdf(write.open_cube(out / "cube"), out, "wrf", "interim", "0.1.0")
+    (file,) = export.export_netcdf(reader.open_cube(out / "cube"), out, "wrf", "interim", "0.1.0")
     return file
 
 
@@ -317,10 +317,10 @@ def by_icechunk(year: Products) -> Arrays:
 def test_all_readers_return_the_same(year: Products) -> None:
     expected = by_icechunk(year)
     assert expected["pm2p5"].shape == (24 * sum(DAYS.values()), *GRID.shape)
-    for reader in (by_netcdf4, by_h5netcdf, by_zarr):
-        found = reader(year)
+    for reads in (by_netcdf4, by_h5netcdf, by_zarr):
+        found = reads(year)
         for name in NAMES:
-            np.testing.assert_array_equal(found[name], expected[name], err_msg=f"{reader.__name__}: {name}")
+            np.testing.assert_array_equal(found[name], expected[name], err_msg=f"{reads.__name__}: {name}")
 
 
 # ---- references ----

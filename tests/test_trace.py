@@ -25,7 +25,7 @@ from model.windows import LEVELS
 from pipeline import analyse, cli, output, stages
 from pipeline.config import RunConfig
 from pipeline.contract import HOUR
-from pipeline.cube import write
+from pipeline.cube import reader
 from pipeline.errors import ConfigError, ProductError
 from pipeline.grid import Grid
 from pipeline.pages import maps
@@ -301,7 +301,7 @@ def test_the_cell_of_a_projected_grid_is_the_one_whose_square_holds_the_point() 
 
 
 def test_a_place_or_hour_without_a_value_says_why(cube: Path) -> None:
-    opened = write.open_cube(cube)
+    opened = reader.open_cube(cube)
     with pytest.raises(ProductError, match=r"expected a point inside the grid \(lon 110.375 to 112.625, lat 36.375"):
         find_cell(opened, 20.0, 37.0, cube)
     cell = find_cell(opened, *PLACE, cube)

@@ -11,7 +11,7 @@ import pytest
 
 from pipeline import cli, stages, verify
 from pipeline.config import RunConfig
-from pipeline.cube import write
+from pipeline.cube import reader
 from pipeline.errors import ProductError
 from pipeline.twin.simulate import Simulation
 
@@ -95,7 +95,7 @@ def test_a_chunk_that_was_lost(out: Path) -> None:
 
 
 def test_a_revision_that_was_lost(out: Path) -> None:
-    snapshot = next(entry["snapshot"] for entry in write.history(out / "cube.icechunk") if entry["revision"] == "r1")
+    snapshot = next(entry["snapshot"] for entry in reader.history(out / "cube.icechunk") if entry["revision"] == "r1")
     (out / "cube.icechunk" / "snapshots" / snapshot).unlink()
     assert "cannot be read" in wrong(out)["cube.icechunk r1"]
 

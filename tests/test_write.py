@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from pipeline.contract import FIELDS, check_cube
-from pipeline.cube import layout, write
+from pipeline.cube import layout, reader, write
 from pipeline.errors import ProductError
 from pipeline.grid import Grid
 
@@ -67,7 +67,7 @@ def path(tmp_path: Path) -> Path:
 
 def test_what_is_written_is_what_is_read(path: Path) -> None:
     assert run(path, NEW_YEAR, NEW_YEAR + 48) == "r1"
-    cube = check_cube(write.open_cube(path).load())
+    cube = check_cube(reader.open_cube(path).load())
     expected = xr.concat([make_block(NEW_YEAR), make_block(NEW_YEAR + DAY)], "time")
     for spec in FIELDS:
         if spec.name == "revision":
@@ -83,7 +83,7 @@ def test_what_is_written_is_what_is_read(path: Path) -> None:
 
 def test_hours_never_produced_are_marked(path: Path) -> None:
     run(path, NEW_YEAR + 5, NEW_YEAR + 30)
-    cube = write.open_cube(path).load()
+    cube = reader.open_cube(path).load()
     assert cube.sizes["time"] == 48
     assert cube["time"].values[0] == np.datetime64("2019-01-01")
     produced = (np.arange(48) >= 5) & (np.arange(48) < 30)
@@ -99,32 +99,32 @@ def test_hours_never_produced_are_marked(path: Path) -> None:
 
 def test_the_same_run_twice_publishes_nothing(path: Path) -> None:
     run(path, NEW_YEAR, NEW_YEAR + 30)
-    first = write.open_cube(path).load()
+    first = reader.open_cube(path).load()
     assert run(path, NEW_YEAR, NEW_YEAR + 30) is None
-    second = write.open_cube(path).load()
+    second = reader.open_cube(path).load()
     xr.testing.assert_identical(first, second)
-    assert [entry["revision"] for entry in write.history(path)] == ["r1"]
+    assert [entry["revision"] for entry in reader.history(path)] == ["r1"]
 
 
 def test_only_hours_that_differ_gain_a_revision(path: Path) -> None:
     run(path, NEW_YEAR, NEW_YEAR + 48)
     assert run(path, NEW_YEAR + 30, NEW_YEAR + 36, seed=1) == "r2"
-    revision = write.open_cube(path)["revision"].values
+    revision = reader.open_cube(path)["revision"].values
     assert revision.tolist() == [1] * 30 + [2] * 6 + [1] * 12
-    assert (write.open_cube(path, "r1")["revision"].values == 1).all()
+    assert (reader.open_cube(path, "r1")["revision"].values == 1).all()
 
 
 def test_short_runs_and_one_long_run_make_the_same_cube(path: Path, tmp_path: Path) -> None:
     for first, last in ((0, 10), (10, 24), (24, 50), (72, 96), (50, 72)):
         run(path, NEW_YEAR + first, NEW_YEAR + last)
     run(tmp_path / "long.icechunk", NEW_YEAR, NEW_YEAR + 96)
-    assert_same_cube(write.open_cube(path), write.open_cube(tmp_path / "long.icechunk"))
+    assert_same_cube(reader.open_cube(path), reader.open_cube(tmp_path / "long.icechunk"))
 
 
 def test_a_projected_cube(path: Path) -> None:
     grid = Grid((119, 36, 121, 38), 50_000, "EPSG:32650")
     run(path, NEW_YEAR, NEW_YEAR + 24, grid=grid)
-    cube = check_cube(write.open_cube(path).load())
+    cube = check_cube(reader.open_cube(path).load())
     assert cube["pm2p5"].dims == ("time", "y", "x")
     np.testing.assert_array_equal(cube["lat"], grid.lat)
     assert run(path, NEW_YEAR, NEW_YEAR + 24, grid=grid) is None
@@ -146,18 +146,18 @@ def test_a_reader_sees_whole_revisions_only(path: Path) -> None:
 
     def read() -> None:
         while not done.is_set():
-            cube = write.open_cube(path)
+            cube = reader.open_cube(path)
             seen.append((cube.attrs["revision"], set(np.unique(cube["pm2p5"].values))))
 
     constant(1)
-    reader = threading.Thread(target=read)
-    reader.start()
+    watcher = threading.Thread(target=read)
+    watcher.start()
     try:
         for value in range(2, 8):
             constant(value)
     finally:
         done.set()
-        reader.join()
+        watcher.join()
     assert len(seen) > 5
     assert all(values == {float(revision[1:])} for revision, values in seen), seen
 
@@ -230,15 +230,15 @@ def test_a_kill_at_any_moment_leaves_a_whole_revision_and_the_next_run_repairs(t
     assert codes.count("-9") >= 9
 
     run(tmp_path / "reference", NEW_YEAR, NEW_YEAR + 48)
-    before = write.open_cube(tmp_path / "reference").load()
+    before = reader.open_cube(tmp_path / "reference").load()
     run(tmp_path / "reference", NEW_YEAR + 30, NEW_YEAR + 60, seed=1)
-    after = write.open_cube(tmp_path / "reference").load()
+    after = reader.open_cube(tmp_path / "reference").load()
     for number, step in enumerate(steps):
-        found = write.open_cube(tmp_path / str(number)).load()
+        found = reader.open_cube(tmp_path / str(number)).load()
         assert found.equals(before) or found.equals(after), f"killed {step}"
         run(tmp_path / str(number), NEW_YEAR + 30, NEW_YEAR + 60, seed=1)
-        assert_same_cube(write.open_cube(tmp_path / str(number)), after)
-        assert [entry["revision"] for entry in write.history(tmp_path / str(number))] == ["r1", "r2"], f"killed {step}"
+        assert_same_cube(reader.open_cube(tmp_path / str(number)), after)
+        assert [entry["revision"] for entry in reader.history(tmp_path / str(number))] == ["r1", "r2"], f"killed {step}"
 
 
 def test_a_failed_candidate_stays_unseen_and_is_dropped_by_the_next_run(path: Path) -> None:
@@ -248,7 +248,7 @@ def test_a_failed_candidate_stays_unseen_and_is_dropped_by_the_next_run(path: Pa
         candidate.commit("for inspection")
         assert (candidate.open()["revision"].values == 2).all()
     assert "candidate-bad" in candidate.repo.list_branches()
-    assert (write.open_cube(path)["revision"].values == 1).all()
+    assert (reader.open_cube(path)["revision"].values == 1).all()
     run(path, NEW_YEAR, NEW_YEAR + 24, seed=2)
     assert candidate.repo.list_branches() == {"main"}
 
@@ -271,7 +271,7 @@ def test_a_candidate_does_not_publish_over_a_main_that_moved(path: Path) -> None
         session.commit("someone else")
         with pytest.raises(ProductError, match=r"run .*: main moved since the candidate began"):
             write.publish(candidate)
-    assert (write.open_cube(path)["revision"].values == 1).all()
+    assert (reader.open_cube(path)["revision"].values == 1).all()
 
 
 @pytest.mark.parametrize(
@@ -304,13 +304,13 @@ def test_a_block_elsewhere_than_the_candidate_is_refused(path: Path) -> None:
 
 def test_there_is_nothing_to_open(path: Path) -> None:
     with pytest.raises(ProductError, match="no cube here"):
-        write.open_cube(path)
+        reader.open_cube(path)
     write.begin(path, GRID, "2019-01-01", "2019-01-02", {}).close()
     with pytest.raises(ProductError, match="nothing is published yet"):
-        write.open_cube(path)
+        reader.open_cube(path)
     run(path, NEW_YEAR, NEW_YEAR + 24)
     with pytest.raises(ProductError, match="no revision 'r7'; published: r1"):
-        write.open_cube(path, "r7")
+        reader.open_cube(path, "r7")
 
 
 def test_the_run_adds_its_own_attributes(path: Path) -> None:
@@ -319,7 +319,7 @@ def test_the_run_adds_its_own_attributes(path: Path) -> None:
     with write.begin(path, GRID, start, end, attrs) as candidate:
         write.write_block(candidate, make_block(NEW_YEAR))
         write.publish(candidate)
-    found = write.open_cube(path).attrs
+    found = reader.open_cube(path).attrs
     assert {name: found[name] for name in attrs} == attrs
     assert found["Conventions"] == "CF-1.11, ACDD-1.3"
     assert found["revision"] == "r1"

@@ -13,7 +13,7 @@ from pathlib import Path
 import xarray as xr
 
 from pipeline import output
-from pipeline.cube import write
+from pipeline.cube import reader
 
 #: Seconds between two readings: a reader in a tight loop would take the processor from the run.
 PAUSE = 0.4
@@ -71,7 +71,7 @@ def _keep_reading(out: Path, whole: set[str], pipe: Connection, environment: dic
 def look(out: Path, whole: set[str]) -> list[str]:
     """What is wrong with what a reader sees now."""
     try:
-        found = write.open_cube(output.cube(out)).load()
+        found = reader.open_cube(output.cube(out)).load()
     except Exception as error:  # whatever a reader meets is what this is to tell
         return [f"cube: {type(error).__name__}: {' '.join(str(error).split())[:200]}"]
     problems = [] if digest(found) in whole else [f"cube: {found.attrs.get('revision')} is none of the whole revisions"]

@@ -11,7 +11,7 @@ import xarray as xr
 
 from benchmarks.matrix import child
 from pipeline import output, verify
-from pipeline.cube import repository, write
+from pipeline.cube import reader, repository
 from pipeline.location import Location
 from pipeline.twin.simulate import simulate
 
@@ -47,7 +47,7 @@ class Reference:
 
     def cubes(self) -> tuple[xr.Dataset, xr.Dataset]:
         """Both revisions, read."""
-        return tuple(write.open_cube(out / output.CUBE).load() for out in (self.first, self.second))  # type: ignore[return-value]
+        return tuple(reader.open_cube(out / output.CUBE).load() for out in (self.first, self.second))  # type: ignore[return-value]
 
 
 def prepare(folder: Path, days: tuple[str, str, str] = DAYS) -> Reference:
@@ -144,7 +144,7 @@ class Left:
 
 def compare(place: Place, wanted: xr.Dataset) -> Left:
     """Compare an output folder with the undisturbed one."""
-    found = write.open_cube(place.cube).load()
+    found = reader.open_cube(place.cube).load()
     lost, wrong = hours_that_differ(found, wanted)
     return Left(lost, wrong, [*_strangers(place.out), *_branches(place.cube), *_unverified(place.out)])
 

@@ -31,12 +31,12 @@ STREAMS = ("interim", "final", "outlook")
 @click.option("--variable", multiple=True, metavar="NAME", help="Variable of GeoTIFF (pm2p5); may be repeated.")
 def export_command(kind: str, out: Path, domain: str, revision: str | None, cube: Location, **options: Any) -> None:
     """Cut a download of hours, daily or monthly means out of the published cube."""
-    from pipeline.cube import write
+    from pipeline.cube import reader
     from pipeline.products import export
 
     if options["variable"] and kind != "geotiff":
         raise ConfigError(f"--variable: expected with --format geotiff; {kind} holds every variable")
-    opened, cut = write.open_cube(cube, revision), _cut(kind, options)
+    opened, cut = reader.open_cube(cube, revision), _cut(kind, options)
     if kind == "zarr":
         click.echo(str(export.export_zarr(opened, out, cut=cut)))
         return

@@ -37,9 +37,9 @@ def diff_command(before: str, after: str, cube: Location, picture: Path | None, 
 
     A and B are tags such as r1 and r2; B may be a held candidate, held-RUN_ID, as `aqnet history` names it.
     """
-    from pipeline.cube import changes, write
+    from pipeline.cube import changes, reader
 
-    found = changes.compare(write.open_cube(cube, before), write.open_cube(cube, after), (before, after))
+    found = changes.compare(reader.open_cube(cube, before), reader.open_cube(cube, after), (before, after))
     if picture is not None:
         changes.draw(found, picture)
     click.echo(json.dumps(found.as_record(), indent=2) if as_json else found.as_text())

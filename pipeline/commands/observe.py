@@ -98,12 +98,12 @@ def ingest(store: Path, input_path: Path, published: str | None, as_json: bool, 
 @click.option("--json", "as_json", is_flag=True, help="Print every hour as JSON.")
 def ledger_command(store: Path, cube: Location | None, revision: str | None, since: int | None, as_json: bool) -> None:
     """List the hours whose observations changed since a cube revision, or since an ingest."""
-    from pipeline.cube import write
+    from pipeline.cube import reader
     from pipeline.store import ledger
 
     if (cube is None) == (since is None):
         raise ConfigError("expected one of --cube and --since; found " + ("neither" if cube is None else "both"))
     if cube is not None:
-        since = ledger.used_by(write.open_cube(cube, revision).attrs, f"{cube} {revision or ''}".strip())
+        since = ledger.used_by(reader.open_cube(cube, revision).attrs, f"{cube} {revision or ''}".strip())
     changes = ledger.since(store, since or 0)
     click.echo(ledger.as_json(changes) if as_json else ledger.as_text(changes, since or 0))

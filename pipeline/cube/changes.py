@@ -158,7 +158,7 @@ def _differ(a: Mapping[str, NDArray[Any]], b: Mapping[str, NDArray[Any]]) -> NDA
 
 
 def compare(before: xr.Dataset, after: xr.Dataset, names: tuple[str, str] = ("before", "after")) -> Changes:
-    """Compare two revisions of one cube, opened by `write.open_cube`.
+    """Compare two revisions of one cube, opened by `reader.open_cube`.
 
     Raises
     ------

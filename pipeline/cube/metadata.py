@@ -30,7 +30,7 @@ def problems(cube: xr.Dataset) -> list[str]:
 
     Parameters
     ----------
-    cube : what `pipeline.cube.write.open_cube` returns, or a candidate.
+    cube : what `pipeline.cube.reader.open_cube` returns, or a candidate.
     """
     return [*_global(cube), *_fields(cube), *_coordinates(cube), *_coverage(cube)]
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from pipeline import score
 from pipeline.contract import STREAMS
-from pipeline.cube import write
+from pipeline.cube import reader
 from pipeline.cube.layout import FILL, Group
 from pipeline.cube.repository import Entry
 from pipeline.location import Location
@@ -142,17 +142,17 @@ def history(cube: Location, count: int | None = None) -> list[Revision]:
     ProductError
         When there is no cube.
     """
-    return [*(_revision(entry) for entry in write.history(cube, count)), *held(cube)]
+    return [*(_revision(entry) for entry in reader.history(cube, count)), *held(cube)]
 
 
 def held(cube: Location) -> list[Revision]:
     """Candidates that the release gate stopped, oldest first."""
-    return [_revision(entry, True) for entry in write.held(cube)]
+    return [_revision(entry, True) for entry in reader.held(cube)]
 
 
 def published(cube: Location, tag: str) -> Revision:
     """The revision of a tag that there is."""
-    return _revision(next(write.backwards(cube, tag)))
+    return _revision(next(reader.backwards(cube, tag)))
 
 
 def _revision(entry: Mapping[str, Any], held: bool = False) -> Revision:

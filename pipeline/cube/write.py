@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -25,8 +25,8 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from pipeline import atomic
-from pipeline.contract import FIELD_NAMES, FIELDS, STREAMS, check_cube
-from pipeline.cube import patience, repository, store
+from pipeline.contract import FIELDS, STREAMS, check_cube
+from pipeline.cube import reader, repository, store
 from pipeline.cube.layout import BLOCK, FILL, GLOBAL_ATTRS, Group, extend, lay, plain, time_coverage, to_hours
 from pipeline.errors import ProductError
 from pipeline.grid import Grid, extent
@@ -114,8 +114,8 @@ class Candidate:
         return repository.group(self.session, "r+")
 
     def open(self) -> xr.Dataset:
-        """Return the candidate as `open_cube` would, with what was written since the last commit."""
-        return _dataset(self.session)
+        """Return the candidate as `reader.open_cube` would, with what was written since the last commit."""
+        return reader.dataset(self.session)
 
     def commit(self, message: str, metadata: Mapping[str, Any] | None = None) -> None:
         """Save what was written so far on the candidate branch, with what is to be said of it."""
@@ -481,75 +481,3 @@ def _changed(candidate: Candidate) -> int:
         old = candidate.published["revision"][:]
         revision[: len(old)] -= old
     return int(np.count_nonzero(revision))
-
-
-def open_cube(path: str | Location, revision: str | None = None) -> xr.Dataset:
-    """Open the published cube, read-only and lazily; the view stays as it is while later revisions are published.
-
-    Parameters
-    ----------
-    path : folder or ``s3://`` address of the Icechunk repository.
-    revision : tag such as ``r3``, or a held candidate's branch; the newest revision when None.
-
-    Returns
-    -------
-    The cube. Hours never produced have NaN in the float fields, ``stream`` -1, ``revision`` 0,
-    ``observation_count`` -1 and ``quality_flag`` 255.
-
-    Raises
-    ------
-    ProductError
-        When there is no cube, nothing is published or the revision is unknown.
-    """
-    repo = repository.open_existing(located(path))
-    session = repo.readonly_session("main") if revision is None else _session_of(repo, path, revision)
-    try:
-        return _dataset(session)
-    except FileNotFoundError as error:
-        raise ProductError(f"{path}: nothing is published yet; run `aqnet run` first") from error
-
-
-def _session_of(repo: icechunk.Repository, path: str | Location, revision: str) -> icechunk.Session:
-    if revision.startswith(repository.HELD) and revision in repo.list_branches():
-        return repo.readonly_session(revision)
-    if (snapshot := repository.tagged(repo, revision)) is None:
-        raise ProductError(f"{path}: no revision '{revision}'; published: {repository.names(repo)}")
-    return repo.readonly_session(snapshot_id=snapshot)
-
-
-def _dataset(session: icechunk.Session) -> xr.Dataset:
-    cube = xr.open_zarr(patience.Patient(session.store), consolidated=False, chunks=None)
-    for spec in FIELDS:
-        cube[spec.name].attrs |= spec.attrs  # JSON keeps no dtype; CF wants flag values in the variable's own
-    cube = cube.set_coords(set(cube.data_vars) - set(FIELD_NAMES))
-    cube.attrs.pop("zarr_conventions", None)  # of the store, and no attribute that NetCDF can hold
-    return xr.Dataset({name: cube[name] for name in FIELD_NAMES}, cube.coords, cube.attrs)
-
-
-def history(path: str | Location, count: int | None = None) -> list[dict[str, Any]]:
-    """Published revisions, oldest first: ``revision``, ``snapshot``, ``published`` (UTC), ``message``, ``metadata``.
-
-    All of them, or those of the last `count` numbers: each is a file to read, and an hourly cube has thousands a year.
-    """
-    return [_listed(entry) for entry in repository.published(repository.open_existing(located(path)), count)]
-
-
-def backwards(path: str | Location, revision: str | None = None) -> Iterator[dict[str, Any]]:
-    """Published revisions from `revision` (the newest) back, as `history`, each read when it is asked for."""
-    repo = repository.open_existing(located(path))
-    yield from map(_listed, repository.backwards(repo, int(revision[1:]) if revision else None))
-
-
-def held(path: str | Location) -> list[dict[str, Any]]:
-    """Candidates that the release gate stopped, oldest first, as `history`; ``revision`` is the branch."""
-    return [_listed(entry) for entry in repository.held(repository.open_existing(located(path)))]
-
-
-def _listed(entry: repository.Entry) -> dict[str, Any]:
-    return {
-        "revision": entry.name,
-        "snapshot": entry.snapshot,
-        "published": entry.written.strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "message": entry.message,
-        "metadata": dict(entry.metadata),
-    }

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import output
-from pipeline.cube import write
+from pipeline.cube import reader, write
 from pipeline.errors import ProductError
 from pipeline.location import Location
 from pipeline.provenance import digest_file
@@ -274,8 +274,8 @@ def _outline(lat: NDArray[np.float64], lon: NDArray[np.float64]) -> NDArray[np.f
 def read_cube(path: Location) -> Cube | None:
     """Read attributes and the newest revisions of a published cube; None where there is none."""
     try:
-        attrs = write.open_cube(path).attrs
-        tags = {entry["revision"]: entry for entry in write.history(path, LISTED)}
+        attrs = reader.open_cube(path).attrs
+        tags = {entry["revision"]: entry for entry in reader.history(path, LISTED)}
     except ProductError:
         return None
     said = {line["revision"]: line for line in write.HISTORY_LINE.finditer(str(attrs.get("history", "")))}

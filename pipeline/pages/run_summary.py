@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pipeline import score, sources
 from pipeline.contract import HOUR, QUALITY_BITS
-from pipeline.cube import changes, write
+from pipeline.cube import changes, reader
 from pipeline.cube.changes import Changes
 from pipeline.grid import Grid
 from pipeline.location import Location, relative
@@ -125,7 +125,7 @@ def from_run(run: Run, cube: xr.Dataset, kept: Sequence[Kept], around_km: float,
 
     Parameters
     ----------
-    cube : what the run made, as `pipeline.cube.write.open_cube` opens it.
+    cube : what the run made, as `pipeline.cube.reader.open_cube` opens it.
     kept : pairs at withheld stations, one a month that could be scored.
     around_km : distance outside the grid within which stations count.
     folder : where the report will lie.
@@ -305,8 +305,8 @@ def changes_of(path: Location, cube: xr.Dataset, revision: str | None) -> Change
     cube : what a run made, published or not.
     revision : its tag; None where it has none.
     """
-    tags = (entry["revision"] for entry in write.backwards(path, revision))
+    tags = (entry["revision"] for entry in reader.backwards(path, revision))
     earlier = next((tag for tag in tags if tag != revision), None)
     if earlier is None:
         return None
-    return changes.compare(write.open_cube(path, earlier), cube, (earlier, revision or "this run"))
+    return changes.compare(reader.open_cube(path, earlier), cube, (earlier, revision or "this run"))

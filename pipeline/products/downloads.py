@@ -61,7 +61,7 @@ def cut(part: Part, cube: xr.Dataset, folder: Path, observed: Sequence[xr.DataAr
 
     Parameters
     ----------
-    cube : published, from `pipeline.cube.write.open_cube`.
+    cube : published, from `pipeline.cube.reader.open_cube`.
     folder : where the files go.
     observed : valid PM2.5 of the run's months, for the maps' dots: drawn where they are of all hours of a map.
     """

@@ -90,7 +90,7 @@ def subset(
 
     Parameters
     ----------
-    cube : what `write.open_cube` returned.
+    cube : what `reader.open_cube` returned.
     stream : ``interim``, ``final`` or ``outlook``; any when None.
     start, end : UTC; the cube's own when None.
     bbox : (west, south, east, north), degrees; west > east crosses the dateline. On a projected grid the smallest

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline import atomic, output
-from pipeline.cube import revisions, write
+from pipeline.cube import reader, revisions, write
 from pipeline.cube.repository import HELD
 from pipeline.cube.revisions import Revision
 from pipeline.errors import ProductError
@@ -73,7 +73,7 @@ def accept(out: Path, cube: Location, run_id: str, reason: str) -> dict[str, Loc
     part = downloads.Part.recorded(revision.config, revision.hours["last"] != revision.hours["end"])
     products, papers = out / output.PRODUCTS, out / output.HELD / run_id
     with publication.offering(out, trusted=True) as folder:
-        made = downloads.cut(part, write.open_cube(cube), folder) | _papers(papers, folder, revision)
+        made = downloads.cut(part, reader.open_cube(cube), folder) | _papers(papers, folder, revision)
         files: dict[str, Location] = {"cube": cube, **publication.in_place(made, folder, products)}
         files |= {"report": products / output.REPORT} | publication.entrances(products)
         _report(papers, folder, revision, files)

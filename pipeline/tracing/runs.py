@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from pipeline import output
 from pipeline.config import RunConfig, naive
 from pipeline.contract import HOUR
-from pipeline.cube import write
+from pipeline.cube import reader, write
 from pipeline.errors import ConfigError, ProductError
 from pipeline.location import S3, Location
 
@@ -80,17 +80,17 @@ def made_by(cube: Location, revision: str | None, hour: np.datetime64, ahead: bo
     """
     for entry in _revisions(cube, revision):
         tag, kept = entry["revision"], entry["metadata"].get(KEY)
-        start, end, last = _hours(kept["config"]) if kept else _said(write.open_cube(cube, tag).attrs)
+        start, end, last = _hours(kept["config"]) if kept else _said(reader.open_cube(cube, tag).attrs)
         if (end <= hour < last) if ahead else (start <= hour < end):
-            return _made(cube, tag, write.open_cube(cube, tag).attrs, kept, ahead)
+            return _made(cube, tag, reader.open_cube(cube, tag).attrs, kept, ahead)
     raise ProductError(f"{cube}: expected a revision whose run wrote {hour}; found none that says so")
 
 
 def _revisions(cube: Location, revision: str | None) -> Iterator[dict[str, Any]]:
     """A revision, or a held candidate, and the revisions before it, newest first, each read when it is asked for."""
-    held = [entry for entry in write.held(cube) if entry["revision"] == revision]
+    held = [entry for entry in reader.held(cube) if entry["revision"] == revision]
     yield from held
-    yield from write.backwards(cube, None if held else revision)
+    yield from reader.backwards(cube, None if held else revision)
 
 
 def _hours(config: Mapping[str, Any]) -> tuple[np.datetime64, np.datetime64, np.datetime64]:

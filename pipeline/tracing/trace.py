@@ -25,7 +25,7 @@ from model.windows import Observations, Points
 from pipeline import analyse, covariates
 from pipeline.config import Covariate, RunConfig
 from pipeline.contract import HOUR
-from pipeline.cube import write
+from pipeline.cube import reader, write
 from pipeline.errors import ProductError
 from pipeline.location import Location
 from pipeline.tracing import observed as trace_observed
@@ -140,14 +140,14 @@ def traces(
     ConfigError, InputError
         When what the run read is not known or not there.
     """
-    opened = write.open_cube(cube, revision)
+    opened = reader.open_cube(cube, revision)
     cells = [find_cell(opened, lon, lat, cube) for lon, lat in points]
     published = [read_published(opened, cell, time, cube) for cell in cells]
     ahead = published[0].stream == "outlook"
     made = trace_runs.made_by(cube, revision, time, ahead)
     config = trace_runs.config_of(made, cube, overrides or {}, _told_by(opened, published[0]))
     issue = _issue(opened, cube) if ahead else None
-    tag = revision or write.history(cube, 1)[-1]["revision"]
+    tag = revision or reader.history(cube, 1)[-1]["revision"]
     hours = trace_observed.period(time, published[0].stream, time if issue is None else issue)
     run = _Run(cube, tag, made, config, trace_observed.read(config, made, hours), issue, str(opened.attrs.get("title")))
     explain = _analyses(run) if issue is None else _forecasts(run, issue)

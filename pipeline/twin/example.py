@@ -16,7 +16,7 @@ from model import baseline
 from model.windows import LEVELS, POLLUTANTS, Estimate, Observations, Points
 from pipeline import config, report, score, stages
 from pipeline.analyse import QUANTILES
-from pipeline.cube import write
+from pipeline.cube import reader
 from pipeline.evaluation import evaluate
 from pipeline.grid import Grid, relief
 from pipeline.pages import maps
@@ -71,7 +71,7 @@ def against_truth(run: stages.Run, simulation: Simulation) -> pd.DataFrame:
     Draws estimate and truth of the dirtiest hour side by side, too.
     """
     truth = simulate.read_truth(simulation.truth)
-    cube = write.open_cube(run.candidate.path).sel(time=truth["time"]).load()
+    cube = reader.open_cube(run.candidate.path).sel(time=truth["time"]).load()
     picture = maps.summary_figure(cube, run.config.out / PICTURE, run.observed[0], truth)
     run.files["map beside truth"] = picture
     scored, land = slice(None, None, EVERY), run.grid.land

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from pystac.validation import RegisteredValidator
 from pystac.validation.stac_validator import JsonSchemaSTACValidator
 from test_write import make_block
 
-from pipeline import output, provenance
+from pipeline import atomic, output, provenance
 from pipeline.cube import reader, write
 from pipeline.errors import ConfigError, ProductError
 from pipeline.grid import Grid
@@ -317,6 +318,17 @@ def test_a_kill_at_any_step_leaves_the_former_or_the_new_catalogue(copied: Path,
     publication.publish(copied)  # the next one tidies up
     assert faults(products) == []
     assert [path.name for path in copied.iterdir() if path.name.startswith(".products.") and path.is_dir()] == []
+
+
+def test_checksums_are_right_once_the_clock_was_ahead(copied: Path) -> None:
+    """What a run replaces is then older than the checksums before."""
+    products, ahead = copied / "products", time.time() + 3600
+    for path in products.rglob("*"):
+        os.utime(path, (ahead, ahead - (path.name != "SHA256SUMS")))
+    said = json.loads((products / "run.json").read_text())
+    with publication.offering(copied, trusted=True) as folder, atomic.replacing(folder / "run.json") as part:
+        part.write_text(json.dumps(said | {"made": "when the clock was right again"}))
+    assert faults(products) == []
 
 
 def test_readers_in_between_see_one_whole_state_or_the_other(copied: Path) -> None:

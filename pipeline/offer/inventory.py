@@ -41,9 +41,10 @@ class File:
 
 @dataclass(frozen=True)
 class Known:
-    """SHA-256 of a file as long as it was last changed then, ns."""
+    """SHA-256 of a file as long as it is this one: its inode, and when it was last changed, ns."""
 
     sha256: str
+    inode: int
     changed: int
 
 
@@ -150,7 +151,7 @@ class Inventory:
         key = (name, info.st_ino, info.st_mtime_ns, info.st_size)
         if key not in self._digested:
             told = self.known.get(name)
-            same = told is not None and told.changed == info.st_mtime_ns
+            same = told is not None and (told.inode, told.changed) == (info.st_ino, info.st_mtime_ns)
             self._digested[key] = File(name, info.st_size, told.sha256 if told and same else digest_file(path))
         self.files[name] = self._digested[key]
         return self.files[name]
@@ -172,10 +173,11 @@ class Inventory:
 
 
 def known(folder: Path) -> dict[str, Known]:
-    """SHA-256 that a folder's ``SHA256SUMS`` tells of the files that are older than it.
+    """SHA-256 that a folder's ``SHA256SUMS`` tells of the files that are older than it, before others are put there.
 
     A file that nobody replaced keeps the digest that it was published with: old files are not read every hour, and one
-    that rotted on the disk does not get the digest of what it became.
+    that rotted on the disk does not get the digest of what it became. Times alone would not do: once the clock was
+    ahead, new files are older than the checksums, too.
     """
     sums = folder / output.SUMS
     if not sums.is_file():
@@ -184,8 +186,8 @@ def known(folder: Path) -> dict[str, Known]:
     for line in sums.read_text().splitlines():
         digest, name = line.split("  ", 1)
         path = folder / name
-        if path.is_file() and (changed := path.stat().st_mtime_ns) < written:
-            told[name] = Known(digest, changed)
+        if path.is_file() and (found := path.stat()).st_mtime_ns < written:
+            told[name] = Known(digest, found.st_ino, found.st_mtime_ns)
     return told
 
 

@@ -80,8 +80,9 @@ def offering(out: Path, trusted: bool = False) -> Iterator[Path]:
     trusted : nobody but runs touched the products, so those that are older than their checksums are not digested again.
     """
     with staged(out / output.PRODUCTS) as products:
+        known = inventory.known(products) if trusted else None
         yield products
-        complete(products, output.cube(out), inventory.known(products) if trusted else None)
+        complete(products, output.cube(out), known)
 
 
 def in_place(files: Mapping[str, Path], copy: Path, products: Path) -> dict[str, Path]:

@@ -33,4 +33,4 @@ def daily(
     """
     with environment.discreet():
         settings, cube, time = scheduled.ready(config, arrivals, now)
-        return scheduled.make(config, schedule.final(settings.input, cube, time, after_days), "daily")
+        return scheduled.make(config, cube, schedule.final(settings.input, cube, time, after_days), "daily")

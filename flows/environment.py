@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flows import credentials
+from flows import credentials, orphans
 from pipeline import logs, redact
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ def prepare_command_line() -> None:
         os.environ.setdefault(name, value)
     if "PREFECT_HOME" not in os.environ:
         os.environ["PREFECT_HOME"] = str(_home())
+    orphans.end(os.environ["PREFECT_HOME"])
 
 
 def _home() -> Path:

@@ -82,16 +82,23 @@ def is_empty(path: Path) -> bool:
     return path.is_dir() and not any(one.is_file() and not one.name.startswith(".") for one in path.iterdir())
 
 
-def make(config: Path, due: schedule.Due, reason: str) -> list[str] | State[str]:
+def make(config: Path, cube: xr.Dataset | None, due: schedule.Due, reason: str) -> list[str] | State[str]:
     """Make what is due, a run a period; one publisher of the domain at a time.
 
     Where the concurrency limit ``aqnet-<domain>`` is set, runs wait for one another; without it a second one stops at
-    the cube's lock.
+    the cube's lock. Where nothing is due but the last run was killed once readers saw its hours, it is made again for
+    its downloads.
+
+    Parameters
+    ----------
+    cube : what `ready` found.
 
     Returns
     -------
     The revisions, or a completed state that says that nothing was due.
     """
+    if not due.periods and cube is not None and (left := _unfinished(config, cube)):
+        due, reason = left, "downloads of a run that was killed"
     if not due.periods:
         return Completed(name="NothingDue", message=f"nothing is due in the {due.stream} stream")
     made = []
@@ -102,6 +109,11 @@ def make(config: Path, due: schedule.Due, reason: str) -> list[str] | State[str]
             run = reanalysis(settings, reason, due.attrs(period))
         made.append(run.revision or "unchanged")
     return made
+
+
+def _unfinished(config: Path, cube: xr.Dataset) -> schedule.Due | None:
+    settings = open_ended(config)
+    return schedule.unfinished(settings.out / output.PRODUCTS, cube, output.cube(settings.out, settings.store))
 
 
 def ready(

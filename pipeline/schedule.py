@@ -20,7 +20,10 @@ from numpy.typing import NDArray
 
 from pipeline import analyse
 from pipeline.contract import HOUR, STREAMS
+from pipeline.cube import revisions
 from pipeline.cube.layout import to_hours
+from pipeline.location import Location
+from pipeline.products import downloads
 from pipeline.store import layout, ledger
 
 Hours = NDArray[np.int64]
@@ -43,16 +46,18 @@ class Due:
     ----------
     stream : ``interim`` or ``final``.
     periods : hours to make ``[first, end)``, UTC, in order; none where nothing is due.
-    ingest : the store's ingest; once they are made the stream is made up to it.
+    ingest : the store's ingest; once they are made the stream is made up to it. None where that is not said.
     """
 
     stream: str
     periods: list[Period]
-    ingest: int
+    ingest: int | None
 
     def attrs(self, period: Period) -> dict[str, str]:
         """Global attributes of the run that makes a period: the last one completes the stream."""
-        return {MADE_TO[self.stream]: str(self.ingest)} if period == self.periods[-1] else {}
+        if self.ingest is None or period != self.periods[-1]:
+            return {}
+        return {MADE_TO[self.stream]: str(self.ingest)}
 
 
 def interim(store: Path, cube: xr.Dataset | None, start: np.datetime64, now: np.datetime64) -> Due:
@@ -97,6 +102,28 @@ def final(store: Path, cube: xr.Dataset | None, now: np.datetime64, after_days: 
     again = (stream == STREAMS["final"]) & _touched(hours, _changed(store, cube, "final"), "final")
     due = hours[(old & (stream == STREAMS["interim"])) | again]
     return Due("final", _periods(due), manifest.ingest)
+
+
+def unfinished(products: Path, cube: xr.Dataset, place: Location) -> Due | None:
+    """What the newest revision's run made, where it was killed before its downloads were offered; None where it ended.
+
+    A revision that a person accepted is left to ``aqnet accept``, for its run would be stopped again.
+
+    Parameters
+    ----------
+    products : folder of what is cut from the cube.
+    cube, place : the published cube, and where it lies.
+    """
+    newest = str(cube.attrs["revision"])
+    if downloads.any_of(products, newest):
+        return None
+    made = revisions.newest(place)
+    if made is None or made.name != newest or made.accepted or not made.hours:
+        return None
+    start, end = (np.datetime64(made.hours[name], "h") for name in ("start", "end"))
+    stream = made.config["stream"]
+    known = cube.attrs.get(MADE_TO[stream])
+    return Due(stream, [(start, end)], None if known is None else int(known))
 
 
 def _changed(store: Path, cube: xr.Dataset, stream: str) -> Hours:

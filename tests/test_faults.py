@@ -6,11 +6,12 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import xarray as xr
 
 from pipeline import output
@@ -61,12 +62,23 @@ def start(simulation: Simulation, weights: Path, out: Path, home: Path) -> subpr
 
 
 def kill_after(process: subprocess.Popen[str], text: str | None) -> bool:
-    """Kill the run and its servers once `text` was logged (at once for None); False if it ended before that."""
+    """Kill the run alone once `text` was logged (at once for None), as the kernel does; False if it ended before."""
     assert process.stderr is not None
     found = text is None or any(text in line for line in process.stderr)
     if found:
-        os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+        process.kill()
+    process.wait()
+    return found
+
+
+def servers(home: Path) -> list[int]:
+    """Prefect's servers that are left of runs."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            said = process.environ()
+            if said.get("PREFECT__SERVER_EPHEMERAL") == "1" and said.get("PREFECT_HOME") == str(home):
+                found.append(process.pid)
     return found
 
 
@@ -100,8 +112,10 @@ def test_a_killed_run_leaves_no_half_and_the_next_one_completes(
         for file in visible:
             with xr.open_dataset(file) as product:
                 assert product.sizes["time"] == 24, stage  # a file a month: 30 November, 1 December
+    assert len(servers(home)) == 1  # the last run's: Prefect leaves it, and the run after ended those before
     text, log = start(small_simulation, weights, out, home).communicate()
     assert "Published: " in text, log
+    assert servers(home) == []
     assert same_values(published(out), whole)
     for product in ("lineage.json", "run.json", "SHA256SUMS"):
         assert (out / output.PRODUCTS / product).is_file()

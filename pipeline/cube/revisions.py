@@ -155,6 +155,12 @@ def published(cube: Location, tag: str) -> Revision:
     return _revision(next(reader.backwards(cube, tag)))
 
 
+def newest(cube: Location) -> Revision | None:
+    """The newest revision, None before the first."""
+    entry = next(reader.backwards(cube), None)
+    return None if entry is None else _revision(entry)
+
+
 def _revision(entry: Mapping[str, Any], held: bool = False) -> Revision:
     said = entry["metadata"]
     made = said.get(trace_runs.KEY, {})

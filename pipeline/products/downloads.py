@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import netCDF4
 import numpy as np
 import xarray as xr
 
@@ -134,6 +135,17 @@ def _remove_others(
         for path in folder.glob(f"{start}_{frequency}_{when.replace('-', '')}*"):
             if path not in kept and NAME.fullmatch(path.with_suffix(".nc").name):
                 path.unlink()
+
+
+def any_of(folder: Path, revision: str) -> bool:
+    """Whether a NetCDF file of a folder was cut from a revision; the newest files are looked at first."""
+    files = sorted(folder.glob("pm25_*.nc"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    return any(_revision_of(path) == revision for path in files)
+
+
+def _revision_of(path: Path) -> str:
+    with netCDF4.Dataset(path) as data:
+        return str(getattr(data, "revision", ""))
 
 
 def drawable(cube: xr.Dataset) -> bool:

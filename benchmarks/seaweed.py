@@ -35,7 +35,7 @@ def serving(folder: Path, megabytes: int = 1024) -> Iterator[str]:
     folder.mkdir(parents=True)
     identity = {"name": "aqnet", "credentials": [{"accessKey": KEY, "secretKey": SECRET}], "actions": ["Admin"]}
     (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
-    free = _free_ports(2 * len(PORTS))
+    free = free_ports(2 * len(PORTS))
     ports, grpc = free[: len(PORTS)], free[len(PORTS) :]
     options = [f"-{name}port={port}" for name, port in zip(PORTS, ports, strict=True)]
     options += [f"-{name}port.grpc={port}" for name, port in zip(PORTS, grpc, strict=True)]
@@ -52,7 +52,8 @@ def serving(folder: Path, megabytes: int = 1024) -> Iterator[str]:
         server.wait(60)
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """Ports of loopback that nobody has."""
     held = [socket.socket() for _ in range(count)]
     for one in held:
         one.bind(("127.0.0.1", 0))

@@ -15,7 +15,7 @@ import psutil
 logger = logging.getLogger("aqnet")
 
 #: Environment variable that tells a server whose it is: the process of its run.
-RUN = "AQNET_SERVER_OF_PROCESS"
+RUN = "EPHEMERAL_SERVER_OF_AQNET"
 
 
 def end(home: str) -> list[int]:

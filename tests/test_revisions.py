@@ -293,6 +293,17 @@ def test_nothing_changed_says_so(path: Path, tmp_path: Path) -> None:
         changes.draw(found, tmp_path / "no.png")
 
 
+def test_each_run_of_a_schedule_leaves_its_record(path: Path) -> None:
+    """They have one reason, so that nothing is left to write but the record."""
+    for day in range(3):
+        candidate = blocks(path, NEW_YEAR + 24 * day, 1, f"run-{day}", seed=day)
+        candidate.commit("a day")
+        write.publish(candidate, said(f"run-{day}", reason="hourly"))
+    found = revisions.history(path)
+    assert [(one.run_id, one.reason) for one in found] == [(f"run-{day}", "hourly") for day in range(3)]
+    assert all(one.config and one.hours and one.scores for one in found)
+
+
 def test_a_publication_into_a_long_cube_leaves_no_longer_lists_of_chunks(tmp_path: Path) -> None:
     """Beyond a manifest's days; in one manifest an array, 200 days would leave twice as much as 92."""
     quarter, longer = (row["manifests"] for row in by_days(tmp_path, [92, 200]))

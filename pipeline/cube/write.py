@@ -222,7 +222,9 @@ def _lay_or_extend(candidate: Candidate, attrs: Mapping[str, str]) -> None:
         first = int(old["time"][0])
         if old["time"].shape[0] < last - first:
             extend(group, np.arange(first, last))
-    group.attrs.update(_global_attrs(candidate, attrs))
+    said = {**group.attrs.asdict(), **_global_attrs(candidate, attrs)}
+    said.pop("revision_reason", None)  # `seal` then has something to commit with the record, the reason, whatever it is
+    group.attrs.put(said)
 
 
 def _check_same(candidate: Candidate, old: Group) -> None:

@@ -80,8 +80,12 @@ class Site:
         return run([str(BIN / "prefect"), *words], self.folder, self.environment)
 
     def post(self, path: str, body: object) -> Any:
-        """Ask the API."""
-        answer = httpx.post(f"{self.api}/{path}", json=body, timeout=60)
+        """Ask the API; again where its database is busy, as it says with 503."""
+        for pause in (1, 5, 20, 0):
+            answer = httpx.post(f"{self.api}/{path}", json=body, timeout=60)
+            if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE:
+                break
+            time.sleep(pause)
         answer.raise_for_status()
         return answer.json()
 

@@ -4,7 +4,8 @@
 
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
+# A module is compiled when it is first imported: most of those that pip would compile, for a minute, never are.
+PIP := $(BIN)/python -m pip install -qq --no-compile --disable-pip-version-check -c constraints.txt
 # Without compiled modules on disk, each of the many processes that tests start compiles all of them again.
 unexport PYTHONDONTWRITEBYTECODE
 ARGS ?=

@@ -63,11 +63,11 @@ def start(simulation: Simulation, weights: Path, out: Path, home: Path) -> subpr
 
 def kill_after(process: subprocess.Popen[str], text: str | None) -> bool:
     """Kill the run alone once `text` was logged (at once for None), as the kernel does; False if it ended before."""
-    assert process.stderr is not None
-    found = text is None or any(text in line for line in process.stderr)
-    if found:
-        process.kill()
-    process.wait()
+    with process:
+        assert process.stderr is not None
+        found = text is None or any(text in line for line in process.stderr)
+        if found:
+            process.kill()
     return found
 
 

@@ -393,14 +393,15 @@ def _record(run: Run) -> dict[str, Any]:
     counts = revisions.count(run.candidate.group, run.candidate.published)
     found, ahead = run.skill, run.outlook.digest if run.outlook else None
     made = trace_runs.record(run.run_id, run.config, run.inputs, run.network.digest, ahead)
+    before = _last(run)  # hours without an observation do not make the next run forget who reported
     return made | {
         "reason": run.reason or revisions.reason(counts, run.candidate.published is None),
         "hours": dict(zip(("start", "end", "last"), map(str, _reach(run)), strict=True)),
         "counts": asdict(counts),
         "scores": score.records(report.scores(run)),
         "skill": asdict(found) if found else None,
-        "stations": gate.stations(run.observed),
-        "observations": gate.observation_count(run.observed),
+        "stations": gate.stations(run.observed) or before.stations,
+        "observations": gate.observation_count(run.observed) or before.observations,
         "checks": [asdict(check) for check in run.checks],
         "config_digest": run.config.digest(),
         "lineage": run.lineage,

@@ -149,6 +149,10 @@ def _weights(found: Findings, last: Last) -> Check:
     return Check(name, expected, f"{digests}, reason: {found.reason or 'none'}", bool(found.reason))
 
 
+#: Why those who report are not judged; how long nobody may is for `_silence` to say.
+UNHEARD = "no observation in these hours"
+
+
 def _silence(observed: Sequence[xr.DataArray]) -> Iterator[Check]:
     heard = np.concatenate([np.isfinite(part.values).any(axis=1) for part in observed])
     ends = np.flatnonzero(np.concatenate([[True], heard, [True]]))
@@ -184,6 +188,8 @@ def _reporting(observed: Sequence[xr.DataArray], last: Last) -> Check:
     if len(last.stations) < LEAST_KNOWN:
         return Check(name, expected, "too few known before", None)
     now = {_base(station) for station in stations(observed)}
+    if not now:
+        return Check(name, expected, UNHEARD, None)
     before = sorted({_base(station) for station in last.stations})
     absent = [station for station in before if station not in now]
     share = 1 - len(absent) / len(before)
@@ -201,6 +207,8 @@ def _observations(observed: Sequence[xr.DataArray], last: Last) -> Check:
     if not last.observations:
         return Check(name, expected, "no earlier count", None)
     now = observation_count(observed)
+    if not now:
+        return Check(name, expected, UNHEARD, None)
     found = f"{now:.0f} (median) after {last.observations:.0f} in {last.revision}"
     return Check(name, expected, found, now >= OBSERVATIONS * last.observations)
 

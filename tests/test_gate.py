@@ -119,6 +119,7 @@ def test_a_failed_check_says_what_it_found(
         ({"weights": "bb", "reason": "retrained on 2020"}, {}),
         ({"observed": [observed()[:18], observed()[18:].where(False)]}, {}),
         ({"observed": [observed()[:3].where(False)]}, {}),
+        ({"observed": [observed(stations=14)[:23]]}, {}),
         ({"observed": [observed(stations=15)]}, {"observations": 15.0}),
         ({"observed": [observed(moved=0.01)]}, {}),
         ({"skill": Skill(3, 60, 5.0, 4.0, 0.25, 0.05, 0.2, 0.1)}, {}),

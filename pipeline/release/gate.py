@@ -27,6 +27,8 @@ from pipeline.release.skill import Skill
 SILENT_AT_END, SILENT = 6, 24
 #: Share of the last revision's stations that must report. On every day of 2019, 95 % of the day before's did.
 REPORTING = 0.75
+#: Hours from which it is judged: its limit is of days, and in an hour part of a network may be late.
+DAY = 24
 #: Share of the last revision's median count of observations an hour that must be reached.
 OBSERVATIONS = 0.6
 #: Share of the reported values of a pollutant that may be invalid, when there are so many.
@@ -190,6 +192,8 @@ def _reporting(observed: Sequence[xr.DataArray], last: Last) -> Check:
     now = {_base(station) for station in stations(observed)}
     if not now:
         return Check(name, expected, UNHEARD, None)
+    if (hours := sum(part.sizes["time"] for part in observed)) < DAY:
+        return Check(name, expected, f"{hours} hours, of which observations are judged", None)
     before = sorted({_base(station) for station in last.stations})
     absent = [station for station in before if station not in now]
     share = 1 - len(absent) / len(before)

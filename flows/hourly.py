@@ -30,6 +30,5 @@ def hourly(config: Path, arrivals: Arrivals | None = None, now: datetime | None 
     """
     with environment.discreet():
         settings, cube, time = scheduled.ready(config, arrivals, now)
-        return scheduled.make(
-            config, cube, schedule.interim(settings.input, cube, naive(settings.start), time), "hourly"
-        )
+        due = schedule.interim(settings.input, cube, naive(settings.start), time)
+        return scheduled.make(config, cube, due, "hourly")
